@@ -1,0 +1,98 @@
+"""Config to network, anchors and losses: where the rooms meet. Needs Keras, not TensorFlow."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from ssd_tf.boxes import anchors as anchor_boxes
+from ssd_tf.errors import ConfigError
+from ssd_tf.models import detector, registry
+from ssd_tf.training import losses
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network and the anchors its outputs refer to.
+
+    Attributes:
+      model: keras.Model, see models.detector.build_ssd.
+      anchors: float32 [A, 4], yxyx normalised.
+    """
+
+    model: keras.Model
+    anchors: np.ndarray
+
+
+def build(config, load_weights=True, precision="float32"):
+    """Builds a detector.
+
+    Args:
+      config: Config with model.num_classes set.
+      load_weights: False leaves the backbone as initialised; nothing is read or fetched.
+      precision: Keras dtype policy; heads and box arithmetic are float32 in any case.
+
+    Returns:
+      Detector.
+
+    Raises:
+      ConfigError: model.num_classes is unset, or the parts do not fit together.
+    """
+    if config.model.num_classes < 1:
+        raise ConfigError("model.num_classes is not set (the records or --set model.num_classes=N give it)")
+    with _dtype_policy(precision):
+        extractor = registry.feature_extractor(config.model, load_weights)
+        spec = _anchor_spec(config, map_sizes(extractor))
+        counts = anchor_boxes.num_anchors_per_cell(spec)
+        model = detector.build_ssd(extractor, config.model.num_classes, counts, config.model.heads)
+    return Detector(model, _anchors(config, spec, map_sizes(extractor)))
+
+
+def build_model(config):
+    """Returns the keras.Model of a Config, ready to compile and fit; see `build` for the errors."""
+    return build(config, precision=config.train.precision).model
+
+
+def build_anchors(config):
+    """Returns the anchors of a Config, float32 [A, 4] yxyx normalised, without reading any weights."""
+    sizes = map_sizes(registry.feature_extractor(config.model, load_weights=False))
+    return _anchors(config, _anchor_spec(config, sizes), sizes)
+
+
+def map_sizes(extractor):
+    """Returns the (rows, columns) of each feature map of a built extractor."""
+    return tuple(tuple(output.shape[1:3]) for output in extractor.outputs)
+
+
+def make_losses(settings):
+    """Returns the losses of config.LossConfig by output name, for Model.compile."""
+    return {
+        "class_logits": losses.ClassLoss(settings.negative_ratio, settings.min_negatives),
+        "box_deltas": losses.BoxLoss(settings.box_weight),
+    }
+
+
+def _anchor_spec(config, sizes):
+    part = config.anchors
+    return anchor_boxes.resolve_spec(
+        len(sizes), part.preset, part.sizes, part.ratios, part.steps, part.offset, part.clip
+    )
+
+
+def _anchors(config, spec, sizes):
+    image_size = config.model.image_size
+    if spec.steps and not spec.fixed_steps and not anchor_boxes.steps_fit(spec, sizes, image_size):
+        warnings.warn(f"anchors.steps do not fit maps of {sizes}: image size / cells is used", stacklevel=3)
+    return anchor_boxes.make_anchors(spec, sizes, image_size)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,88 @@
+"""A run directory to a Predictor, and pictures to pictures with boxes."""
+
+from pathlib import Path
+
+from ssd_tf import fileio, runs
+from ssd_tf.api import build
+from ssd_tf.errors import ConfigError, DataError, shown
+from ssd_tf.inference.predictor import Predictor
+from ssd_tf.training import checkpoint as checkpoints
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+
+
+def load(run_dir, checkpoint="latest", write_line=None):
+    """Loads a run as a Predictor.
+
+    Args:
+      run_dir: run directory.
+      checkpoint: "latest", "best" or "step-N".
+      write_line: function (text) that is told which checkpoint was taken, or None.
+
+    Returns:
+      inference.predictor.Predictor.
+
+    Raises:
+      DataError: not a run, no such checkpoint, or it is damaged.
+    """
+    run = runs.open_run(run_dir)
+    found = runs.find_checkpoint(run.path, checkpoint)
+    if found is None:
+        raise DataError(f"{shown(run_dir)} has no checkpoint")
+    if write_line:
+        for name in found.skipped:
+            write_line(f"checkpoint {name} incomplete, using {found.path.name}")
+        write_line(f"{run.path}: {found.path.name}, {run.config.model.backbone}")
+    detector = build.build(run.config, load_weights=False)
+    checkpoints.load_weights(found, detector.model)
+    return Predictor(detector.model, detector.anchors, run.config, run.label_map)
+
+
+def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, write_line=print, progress=None):
+    """Detects in an image or a folder of images, and writes them with boxes drawn.
+
+    Args:
+      run_dir: run directory.
+      input: image file or folder.
+      output: picture to write (folder for a folder); by default INPUT_detected beside the input.
+      checkpoint: "latest", "best" or "step-N".
+      score_threshold: draw detections from this score on.
+      write_line: function (text) for the console.
+      progress: function (done, total), or None.
+
+    Returns:
+      dict: images, and per image its file, output and detections ([name, score, x0, y0, x1, y1]).
+    """
+    pairs = _outputs(Path(input), Path(output) if output else None)
+    predictor = load(run_dir, checkpoint, write_line)
+    rows = []
+    for done, (source, target) in enumerate(pairs, 1):
+        found = predictor(source, score_threshold)
+        fileio.make_directory(target.parent)
+        predictor.save(target, source, found)
+        names = [predictor.label_map.name(c) for c in found.classes]
+        found_rows = [
+            [name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)
+        ]
+        rows.append({"file": str(source), "output": str(target), "detections": found_rows})
+        if progress:
+            progress(done, len(pairs))
+    return {"images": len(rows), "results": rows}
+
+
+def _outputs(source, target):
+    """The (input, output) paths of a demo; never an input as its own output."""
+    if not source.exists():
+        raise DataError(f"no such file: {shown(source)}")
+    if source.is_dir():
+        files = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DataError(f"no images in {shown(source)}")
+        folder = target or source.with_name(source.name + "_detected")
+        pairs = [(file, folder / (file.stem + ".jpg")) for file in files]
+    else:
+        pairs = [(source, target or source.with_name(source.stem + "_detected.jpg"))]
+    for file, picture in pairs:
+        if picture.resolve() == file.resolve():
+            raise ConfigError(f"the output would overwrite the input: {shown(file)}")
+    return pairs

@@ -1,0 +1,108 @@
+"""ssd_image_to_tf: annotated images to TFRecords."""
+
+import sys
+
+from absl import flags
+
+from ssd_tf.cli import runner
+from ssd_tf.errors import ConfigError
+
+_SHOWN = 20  # lines of each kind on the console; all are in convert_report.json
+
+
+def define(values):
+    """Defines the command's flags."""
+    text = {"flag_values": values}
+    flags.DEFINE_string("format", None, "voc or coco.", **text)
+    flags.DEFINE_string("input", None, "VOC: the folder. COCO: the instances JSON.", **text)
+    flags.DEFINE_string("split", "", "VOC: the list in ImageSets/Main, such as trainval.", **text)
+    flags.DEFINE_string("images", None, "COCO: the folder of the images.", **text)
+    flags.DEFINE_string("output", None, "Records directory; by default tfrecords/INPUT_SPLIT.", **text)
+    flags.DEFINE_list("classes", [], "Class names to keep, in the order of their ids.", **text)
+    flags.DEFINE_string("label_map", None, "label_map.json to use, for sets that belong together.", **text)
+    flags.DEFINE_bool("overwrite", False, "Replace what is in the output directory.", **text)
+    flags.DEFINE_string("on_error", "fail", "fail: any bad image stops; skip: bad images are left out.", **text)
+    flags.DEFINE_string("max_skipped", "1%", "With skip: most images left out, a number or a percentage.", **text)
+    flags.DEFINE_string("exif", "apply", "apply, ignore or error: what to do with EXIF rotation.", **text)
+    flags.DEFINE_string("max_pixels", "64M", "Larger images are refused; M for millions.", **text)
+    flags.DEFINE_integer("workers", 0, "Threads; 0: as many as cores.", **text)
+
+
+def prepare(values):
+    """Turns flags into the arguments of api.convert.convert."""
+    runner.required(values, "format", "input")
+    for name, choices in (("on_error", ("fail", "skip")), ("exif", ("apply", "ignore", "error"))):
+        if values[name].value not in choices:
+            raise ConfigError(f"--{name}: {values[name].value!r} is none of {', '.join(choices)}")
+    return {
+        "format": values.format,
+        "source": values.input,
+        "split": values.split,
+        "images": values.images,
+        "output": values.output,
+        "classes": tuple(values.classes),
+        "label_map": values.label_map,
+        "overwrite": values.overwrite,
+        "on_error": values.on_error,
+        "max_skipped": _share("max_skipped", values.max_skipped),
+        "exif": values.exif,
+        "max_pixels": _count("max_pixels", values.max_pixels),
+        "workers": values.workers,
+        "progress": runner.progress_printer("images"),
+    }
+
+
+def _share(name, text):
+    """Percentages below 100 % become fractions; plain numbers stay counts of at least 1, 0 means none."""
+    try:
+        value = float(text.removesuffix("%"))
+        if 0 <= value <= (99.999 if text.endswith("%") else 1e9):
+            return value / 100 if text.endswith("%") else float(round(value))
+    except ValueError:
+        pass
+    raise ConfigError(f"--{name}: expected a number or a percentage such as 1%, got {text!r}")
+
+
+def _count(name, text):
+    try:
+        value = float(text.removesuffix("M")) * (1e6 if text.endswith("M") else 1)
+        if value >= 1:
+            return int(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"--{name}: expected a number such as 64M, got {text!r}")
+
+
+def show(result):
+    """Returns the summary for people: what was written, and all that was not, by name."""
+    lines = list(result["notes"])
+    for kind in ("dropped", "clipped", "converted", "duplicates"):
+        found = result[kind]
+        lines += found[:_SHOWN]
+        if len(found) > _SHOWN:
+            lines.append(f"... {len(found) - _SHOWN} more {kind}, all in convert_report.json")
+    lines += [problem["message"] for problem in result["skipped"][:_SHOWN]]
+    counts = ", ".join(f"{name} {count:,}" for name, count in result["boxes"].items())
+    lines.append(
+        f"{result['examples']:,} examples, {sum(result['boxes'].values()):,} boxes ({counts}); "
+        f"{len(result['skipped'])} skipped, {len(result['dropped'])} boxes dropped, "
+        f"{len(result['clipped'])} clipped, {result['images_without_objects']} images without objects"
+    )
+    lines.append(f"records in {result['output']}")
+    return "\n".join(lines)
+
+
+COMMAND = runner.Command(
+    name="ssd_image_to_tf",
+    summary="ssd_image_to_tf --format=voc --input=VOCdevkit/VOC2007 --split=trainval --output=tfrecords/voc07\n"
+    "Turns annotated images into TFRecords.",
+    define=define,
+    prepare=prepare,
+    call="ssd_tf.api.convert:convert",
+    show=show,
+)
+
+
+def main():
+    """Entry point of the console script."""
+    sys.exit(runner.run(COMMAND))

@@ -1,0 +1,50 @@
+"""ssd-demo: pictures to pictures with boxes."""
+
+import sys
+
+from absl import flags
+
+from ssd_tf.cli import runner
+
+
+def define(values):
+    """Defines the command's flags."""
+    text = {"flag_values": values}
+    flags.DEFINE_string("run_dir", None, "Run directory.", **text)
+    flags.DEFINE_string("input", None, "Image, or folder of images.", **text)
+    flags.DEFINE_string("output", None, "Picture (folder for a folder); by default INPUT_detected.", **text)
+    flags.DEFINE_string("checkpoint", "latest", "latest, best or step-N.", **text)
+    flags.DEFINE_float("score_threshold", 0.5, "Draw detections from this score on.", 0.0, 1.0, **text)
+
+
+def prepare(values):
+    """Turns flags into the arguments of api.predict.demo."""
+    runner.required(values, "run_dir", "input")
+    names = ("run_dir", "input", "output", "checkpoint", "score_threshold")
+    return {**{name: values[name].value for name in names}, "progress": runner.progress_printer("images")}
+
+
+def show(result):
+    """Returns one line for each detection, and where the pictures are."""
+    lines = []
+    for row in result["results"]:
+        lines.append(f"{row['file']}: {len(row['detections'])} detections, drawn in {row['output']}")
+        for name, score, *box in row["detections"]:
+            lines.append(f"  {name} {score:.2f} [{' '.join(f'{value:.0f}' for value in box)}]")
+    return "\n".join(lines)
+
+
+COMMAND = runner.Command(
+    name="ssd-demo",
+    summary="ssd-demo --run_dir=runs/a --input=street.jpg --output=out.jpg\n"
+    "Detects objects in a picture or a folder of pictures and draws them.",
+    define=define,
+    prepare=prepare,
+    call="ssd_tf.api.predict:demo",
+    show=show,
+)
+
+
+def main():
+    """Entry point of the console script."""
+    sys.exit(runner.run(COMMAND))

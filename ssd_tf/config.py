@@ -1,0 +1,375 @@
+"""Settings: frozen dataclasses, read from a TOML recipe, overridden key by key, written as JSON.
+
+Every leaf has a type, and where it matters a set of choices or a range; an unknown key, a wrong type or
+a value out of range is a ConfigError that names the key.
+"""
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssd_tf import fileio
+from ssd_tf.errors import ConfigError, DataError, shown, suggest
+
+RECIPE_LIMIT = 1 << 20
+DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
+
+
+def _setting(default, choices=None, low=None, high=None, resumable=False):
+    """A leaf: its default, what it may be, and whether a run may go on after it changed."""
+    return field(default=default, metadata={"choices": choices, "low": low, "high": high, "resumable": resumable})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. `num_classes` 0: as many as the records have. `levels` 0: down to 1x1."""
+
+    backbone: str = "mobilenet_v2"
+    image_size: tuple[int, int] = _setting((300, 300), low=32, high=4096)
+    num_classes: int = _setting(0, low=0, high=100_000)
+    weights: str = "imagenet"
+    heads: str = _setting("conv", choices=("conv", "lite"))
+    extras: str = _setting("conv", choices=("conv", "separable"))
+    extras_norm: str = _setting("none", choices=("none", "bn"))
+    levels: int = _setting(0, low=0, high=12)
+    preprocessing: str = _setting("auto", choices=("auto", "caffe", "tf", "torch", "none", "custom"))
+    input_mean: tuple[float, ...] = ()
+    input_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class AnchorConfig:
+    """Anchors. `preset` "auto" derives sizes and ratios from the number of levels; the others replace its parts.
+
+    `sizes` holds one more entry than levels, as fractions of the shorter image side.
+    """
+
+    preset: str = "auto"
+    sizes: tuple[float, ...] = _setting((), low=1e-4, high=4.0)
+    ratios: tuple[tuple[float, ...], ...] = ()
+    steps: tuple[float, ...] = _setting((), low=1e-3)
+    offset: float = _setting(0.5, low=0.0, high=1.0)
+    clip: str = _setting("preset", choices=("preset", "none", "corners", "size", "centre_size"))
+
+
+@dataclass(frozen=True)
+class MatcherConfig:
+    """Which anchors learn which box (SSD paper, section 2.2)."""
+
+    iou_threshold: float = _setting(0.5, low=0.0, high=1.0)
+    forced: str = _setting("argmax", choices=("argmax", "greedy"))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """MultiBox loss (SSD paper, section 2.2)."""
+
+    negative_ratio: float = _setting(3.0, low=0.0, high=1000.0)
+    min_negatives: int = _setting(0, low=0, high=100_000)
+    box_weight: float = _setting(1.0, low=0.0, high=1000.0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of the SSD paper; a probability or width of 0 switches a part off.
+
+    brightness in grey levels, contrast and saturation as a +- fraction, hue in degrees.
+    """
+
+    brightness: float = _setting(32.0, low=0.0, high=255.0)
+    contrast: float = _setting(0.5, low=0.0, high=1.0)
+    saturation: float = _setting(0.5, low=0.0, high=1.0)
+    hue: float = _setting(36.0, low=0.0, high=180.0)
+    color_probability: float = _setting(0.5, low=0.0, high=1.0)
+    expand_probability: float = _setting(0.5, low=0.0, high=1.0)
+    expand_max: float = _setting(4.0, low=1.0, high=16.0)
+    crop_probability: float = _setting(1.0, low=0.0, high=1.0)
+    crop_min_iou: tuple[float, ...] = _setting((0.1, 0.3, 0.5, 0.7, 0.9), low=0.0, high=1.0)
+    crop_min_scale: float = _setting(0.3, low=0.01, high=1.0)
+    crop_trials: int = _setting(50, low=1, high=1000)
+    flip_probability: float = _setting(0.5, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The input pipeline. `shuffle_buffer` counts serialized records."""
+
+    resize: str = _setting("bilinear", choices=("bilinear", "bilinear_tf1"))
+    shuffle_buffer: int = _setting(2048, low=1, high=10_000_000)
+    use_difficult: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training clock is `steps`; `epochs` is turned into steps once the data are known.
+
+    `warmup` and `milestones` are fractions of the steps. `validation_steps` 0: ten times a training.
+    """
+
+    batch_size: int = _setting(32, low=1, high=100_000)
+    steps: int = _setting(0, low=0, resumable=True)
+    epochs: float = _setting(0.0, low=0.0)
+    seed: int = _setting(0, low=0, high=2**31 - 1)
+    precision: str = _setting("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    learning_rate: float = _setting(0.001, low=0.0, high=100.0)
+    schedule: str = _setting("cosine", choices=("cosine", "multistep", "constant"))
+    warmup: float = _setting(0.05, low=0.0, high=1.0)
+    milestones: tuple[float, ...] = _setting((2 / 3, 5 / 6), low=0.0, high=1.0)
+    momentum: float = _setting(0.9, low=0.0, high=1.0)
+    weight_decay: float = _setting(5e-4, low=0.0, high=1.0)
+    clip_norm: float = _setting(10.0, low=0.0)
+    freeze_batch_norm: bool = True
+    batch_norm_momentum: float = _setting(0.97, low=0.0, high=1.0)
+    jit_compile: bool = False
+    checkpoint_steps: int = _setting(500, low=1, resumable=True)
+    keep_last: int = _setting(2, low=1, high=1000, resumable=True)
+    validation_steps: int = _setting(0, low=0, resumable=True)
+    validation_metric: str = _setting("voc07", choices=("voc07", "voc", "coco"), resumable=True)
+    log_steps: int = _setting(20, low=1, resumable=True)
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """From scores and boxes to detections (SSD paper, section 3; torchvision's names and values)."""
+
+    score_threshold: float = _setting(0.01, low=0.0, high=1.0)
+    nms_iou: float = _setting(0.45, low=0.0, high=1.0)
+    topk_candidates: int = _setting(400, low=1, high=100_000)
+    max_detections: int = _setting(200, low=1, high=100_000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes, but for the data."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    matcher: MatcherConfig = field(default_factory=MatcherConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    def __post_init__(self):
+        model = self.model
+        if model.preprocessing == "custom" and len(model.input_mean) != 3:
+            raise ConfigError("model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)")
+        for first, second in zip(self.train.milestones, self.train.milestones[1:], strict=False):
+            if second <= first:
+                raise ConfigError("train.milestones must increase")
+
+
+def load_config(recipe=None, overrides=()):
+    """Reads a recipe and applies overrides.
+
+    Args:
+      recipe: name of a recipe of the package, path of a TOML file, or None for all defaults.
+      overrides: "section.key=value" texts; the value is parsed by the key's type.
+
+    Returns:
+      Config.
+
+    Raises:
+      ConfigError: unknown recipe or key, wrong type, value out of range; the message names the key.
+    """
+    values = _read_recipe(recipe) if recipe else {}
+    clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
+    if len(clock) > 1:
+        raise ConfigError(f"{recipe}: train.steps and train.epochs exclude each other")
+    changed = {}
+    for override in overrides:
+        key, value = _parse_override(override)
+        changed[key] = value
+    if "train.steps" in changed and "train.epochs" in changed:
+        raise ConfigError("train.steps and train.epochs exclude each other")
+    for key, value in changed.items():
+        section, name = key.split(".")
+        for other in ("steps", "epochs") if name in ("steps", "epochs") else ():
+            values.get("train", {}).pop(other, None)
+        values.setdefault(section, {})[name] = value
+    return from_dict(values, recipe or "config")
+
+
+def list_recipes():
+    """Returns the names of the recipes that come with the package, sorted."""
+    files = importlib.resources.files("ssd_tf.recipes").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
+
+
+def _read_recipe(recipe):
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        try:
+            text = fileio.read_text(path, RECIPE_LIMIT)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+    else:
+        names = list_recipes()
+        if str(recipe) not in names:
+            raise ConfigError(
+                f"unknown recipe {shown(recipe)!r}{suggest(recipe, names)}; there are: {', '.join(names)}"
+            )
+        text = (importlib.resources.files("ssd_tf.recipes") / f"{recipe}.toml").read_text("utf-8")
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{shown(recipe)}: {error}") from None
+
+
+def from_dict(values, where):
+    """Builds a Config from nested dictionaries; `where` names their origin in errors."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown(where)}: expected a table of sections")
+    sections = {item.name: item.type for item in dataclasses.fields(Config)}
+    built = {}
+    for section, leaves in values.items():
+        if section not in sections:
+            raise ConfigError(f"{shown(where)}: unknown key {section}{suggest(section, sections)}")
+        if not isinstance(leaves, dict):
+            raise ConfigError(f"{shown(where)}: {section} is a table of keys, not a value")
+        built[section] = _build_section(section, sections[section], leaves)
+    return Config(**built)
+
+
+def to_dict(config):
+    """Returns the nested dictionaries of a Config, ready for JSON; `from_dict` is the inverse."""
+    return dataclasses.asdict(config)
+
+
+def replace(config, **leaves):
+    """Returns a copy of `config` with leaves replaced, given as section__key=value."""
+    for path, value in leaves.items():
+        section, key = path.split("__")
+        part = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def resolve_steps(config, num_examples):
+    """Returns `config` with train.steps set and train.epochs spent.
+
+    Args:
+      config: Config with train.steps or train.epochs.
+      num_examples: images in the training set.
+    """
+    steps = config.train.steps or math.ceil(config.train.epochs * num_examples / config.train.batch_size)
+    if steps < 1:
+        raise ConfigError("set train.steps or train.epochs (for example --set train.epochs=20)")
+    return replace(config, train__steps=steps, train__epochs=0.0)
+
+
+def check_resume(old, new):
+    """Raises ConfigError if `new` changes what a started run may not change; names the key."""
+    for key, item in _leaves().items():
+        section, name = key.split(".")
+        before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
+        if before != after and not item.metadata.get("resumable"):
+            raise ConfigError(
+                f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir, or --init_from)"
+            )
+
+
+def _text(value):
+    return str(value) if value != "" else "''"
+
+
+def _leaves():
+    """All settings as {"section.key": dataclass field}."""
+    return {
+        f"{section.name}.{item.name}": item
+        for section in dataclasses.fields(Config)
+        for item in dataclasses.fields(section.type)
+    }
+
+
+def _unknown_key(key, known):
+    near = suggest(key, known)
+    if not near:  # the right key name in the wrong section
+        same = difflib.get_close_matches(key.split(".")[-1], [name.split(".")[1] for name in known], 1)
+        near = next((f" (did you mean {name}?)" for name in known if same and name.endswith("." + same[0])), "")
+    return ConfigError(f"unknown key {key}{near}")
+
+
+def _build_section(section, kind, leaves):
+    known = _leaves()
+    values = {}
+    for name, value in leaves.items():
+        key = f"{section}.{name}"
+        if key not in known:
+            raise _unknown_key(key, known)
+        values[name] = _checked(key, known[key], value)
+    return kind(**values)
+
+
+def _parse_override(text):
+    key, equals, raw = text.partition("=")
+    key, known = key.strip(), _leaves()
+    if not equals:
+        raise ConfigError(f"--set wants section.key=value, got {text!r}")
+    if key not in known:
+        raise _unknown_key(key, known)
+    return key, _from_text(key, known[key].type, raw.strip())
+
+
+def _from_text(key, kind, raw):
+    if kind is str:
+        return raw
+    if kind is bool:
+        if raw.lower() not in ("true", "false"):
+            raise ConfigError(f"{key}: expected true or false, got {raw!r}")
+        return raw.lower() == "true"
+    if isinstance(kind, types.GenericAlias) and not raw.startswith("[") and raw.count(","):
+        raw = f"[{raw}]"
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {raw!r}") from None
+
+
+def _kind_name(kind):
+    if isinstance(kind, types.GenericAlias):
+        return f"a list of {_kind_name(typing.get_args(kind)[0])}s"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[kind]
+
+
+def _checked(key, item, value):
+    """Returns `value` as the leaf's type, or raises naming the key."""
+    value = _typed(key, item.type, value)
+    choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise ConfigError(f"{key}: {value!r} is none of {', '.join(choices)}{suggest(value, choices)}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if (low is not None and number < low) or (high is not None and number > high):
+            raise ConfigError(f"{key}: {number} is outside {_range_text(low, high)}")
+    return value
+
+
+def _range_text(low, high):
+    return f"{'' if low is None else low}..{'' if high is None else high}"
+
+
+def _typed(key, kind, value):
+    if isinstance(kind, types.GenericAlias):
+        return _typed_tuple(key, kind, value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {value!r}")
+    return value
+
+
+def _typed_tuple(key, kind, value):
+    arguments = typing.get_args(kind)
+    fixed = arguments[-1] is not Ellipsis
+    if fixed and type(value) is int:  # one number for both sides of an image
+        value = [value] * len(arguments)
+    if not isinstance(value, (list, tuple)) or (fixed and len(value) != len(arguments)):
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {value!r}")
+    return tuple(_typed(key, arguments[0], entry) for entry in value)

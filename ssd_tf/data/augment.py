@@ -1,0 +1,225 @@
+"""Augmentation of the SSD paper, decided before decoding.
+
+Expand, crop and resize are one affine map from the image to the network input. The window is drawn from the
+boxes alone; only the part of the image that it shows is decoded, resized straight to its place on the canvas,
+recoloured there, and padded with the mean. All randomness comes from one vector of uniform numbers per image.
+
+Departures from caffe's chain: resizing is always bilinear (caffe draws one of five kinds); colours are changed
+by one linear map per image, with saturation and hue as scaling and rotation of the chroma plane in YIQ
+instead of HSV, and saturate once at the end instead of after every step (so contrast's place among them
+does not matter); a crop must keep at least one object, as torchvision's and ssd.pytorch's do.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
+
+from ssd_tf import images
+from ssd_tf.boxes import ops
+
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
+_FROM_YIQ = np.linalg.inv(_YIQ).astype(np.float32)
+_MAX_ASPECT = 2.0  # caffe's batch sampler: width / height of a crop in 1/2..2 before it is limited by its scale
+_NUM_COLOR, _NUM_EXPAND, _NUM_PICK = 8, 4, 2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the visible part of an image goes on the canvas, in whole pixels.
+
+    Attributes:
+      source: int32 [4], (top, left, height, width) in the image.
+      target: int32 [4], the same on the canvas.
+    """
+
+    source: tf.Tensor
+    target: tf.Tensor
+
+
+def augment(sample, ignore, image_size, settings, resize_rule, seed):
+    """Turns a record into one augmented training image.
+
+    Args:
+      sample: dict of records.schema.parse: image, height, width, boxes, classes.
+      ignore: bool [N], boxes that are no objects to keep in view.
+      image_size: (height, width) of the network input, pixels.
+      settings: config.AugmentConfig.
+      resize_rule: see images.resize.
+      seed: int64 [2]; equal seeds give equal results.
+
+    Returns:
+      (uint8 [H, W, 3] RGB, float32 [M, 4] yxyx normalised, int32 [M] classes, bool [M] ignore); objects whose
+      centre left the view are gone, ignore boxes stay while any part is visible; boxes are clipped.
+    """
+    num_windows = len(settings.crop_min_iou) + 1
+    counts = [_NUM_COLOR, _NUM_EXPAND, num_windows * settings.crop_trials * 4, _NUM_PICK, 1]
+    color, expand, crop, pick, flip = tf.split(tf.random.stateless_uniform([sum(counts)], seed), counts)
+    window = draw_window(sample["boxes"], ignore, settings, expand, crop, pick)
+    placement = place(window, sample["height"], sample["width"], image_size)
+    matrix, shift = draw_color(color, settings)
+    image = render(sample["image"], placement, image_size, resize_rule, matrix, shift)
+    boxes, kept = move_boxes(sample, ignore, placement, image_size)
+    mirrored = flip[0] < settings.flip_probability
+    image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    boxes = tf.cond(mirrored, lambda: ops.flip(boxes, tnp), lambda: boxes)
+    return image, boxes, tf.boolean_mask(sample["classes"], kept), tf.boolean_mask(ignore, kept)
+
+
+def draw_window(boxes, ignore, settings, expand, crop, pick):
+    """Draws what part of the plane the network sees.
+
+    Args:
+      boxes: float32 [N, 4], yxyx normalised to the image.
+      ignore: bool [N].
+      settings: config.AugmentConfig.
+      expand, crop, pick: float32 uniform in [0, 1): [4], [windows * trials * 4], [2].
+
+    Returns:
+      float32 [4], yxyx in units of the image; reaches beyond [0, 1] where the image was expanded.
+    """
+    ratio = tf.where(
+        expand[0] < settings.expand_probability, 1.0 + expand[1] * (settings.expand_max - 1.0), 1.0
+    )
+    corner = -expand[2:4] * (ratio - 1.0)
+    canvas = tf.concat([corner, corner + ratio], 0)
+    objects = ops.rescale(tf.boolean_mask(boxes, ~ignore), canvas, tnp)
+    window = _choose_crop(objects, settings, crop, pick)
+    return window * ratio + tf.tile(corner, [2])
+
+
+def _choose_crop(objects, settings, crop, pick):
+    """Caffe's batch sampler: for each IoU bound the first of many windows that meets it, then one of these.
+
+    The candidates are the whole canvas, one window a bound, and one without a bound.
+    """
+    bounds = tf.constant([*settings.crop_min_iou, 0.0])
+    windows = _random_windows(tf.reshape(crop, [-1, 4]), settings.crop_min_scale)
+    overlaps = ops.iou(windows, objects, tnp)
+    centres = ops.centres(objects, tnp)[None]
+    inside = tf.reduce_all((centres > windows[:, None, :2]) & (centres < windows[:, None, 2:]), axis=-1)
+    keeps_one = tf.reduce_any(inside, axis=1)
+    # No objects: the maximum over nothing is -inf, so only the whole canvas remains.
+    best = tf.where(keeps_one, tf.reduce_max(overlaps, axis=1), -1.0)
+    good = tf.reshape(best, [-1, settings.crop_trials]) >= bounds[:, None]
+    first = tf.argmax(tf.cast(good, tf.int32), axis=1, output_type=tf.int32)
+    first += tf.range(bounds.shape[0]) * settings.crop_trials
+    candidates = tf.concat([[[0.0, 0.0, 1.0, 1.0]], tf.gather(windows, first)], 0)
+    possible = tf.concat([[1], tf.cast(tf.reduce_any(good, axis=1), tf.int32)], 0)
+    rank = tf.cast(pick[0] * tf.cast(tf.reduce_sum(possible), tf.float32), tf.int32)
+    chosen = tf.argmax(tf.cumsum(possible) > rank, output_type=tf.int32)
+    return candidates[tf.where(pick[1] < settings.crop_probability, chosen, 0)]
+
+
+def _random_windows(uniforms, min_scale):
+    """float32 [K, 4] windows inside [0, 1]: scale in min_scale..1, aspect limited so that they fit."""
+    scale = min_scale + uniforms[:, 0] * (1.0 - min_scale)
+    aspect = 1 / _MAX_ASPECT + uniforms[:, 1] * (_MAX_ASPECT - 1 / _MAX_ASPECT)
+    aspect = tf.clip_by_value(aspect, scale**2, 1.0 / scale**2)
+    sides = tf.minimum(tf.stack([scale / tf.sqrt(aspect), scale * tf.sqrt(aspect)], axis=1), 1.0)
+    corners = uniforms[:, 2:] * (1.0 - sides)
+    return tf.concat([corners, corners + sides], axis=1)
+
+
+def place(window, height, width, image_size):
+    """Rounds a window to whole pixels of the image and of the canvas.
+
+    Args:
+      window: float32 [4], yxyx in units of the image.
+      height, width: int32 scalars, pixels of the image.
+      image_size: (height, width) of the canvas, pixels.
+
+    Returns:
+      Placement, all sizes at least 1; the map from source to target is the exact one of the boxes.
+    """
+    side = tf.cast(tf.stack([height, width]), tf.float32)
+    canvas = tf.constant(image_size, tf.float32)
+    low, high = window[:2] * side, window[2:] * side
+    scale = canvas / (high - low)
+    first = tf.minimum(tf.round(tf.maximum(low, 0.0)), side - 1.0)
+    last = tf.maximum(tf.round(tf.minimum(high, side)), first + 1.0)
+    start = tf.minimum(tf.round(tf.maximum(-low, 0.0) * scale), canvas - 1.0)
+    end = tf.maximum(canvas - tf.round(tf.maximum(high - side, 0.0) * scale), start + 1.0)
+    source = tf.cast(tf.concat([first, last - first], 0), tf.int32)
+    return Placement(source, tf.cast(tf.concat([start, end - start], 0), tf.int32))
+
+
+def move_boxes(sample, ignore, placement, image_size):
+    """Moves boxes with their pixels.
+
+    Args:
+      sample: dict with boxes float32 [N, 4] (yxyx normalised), height and width.
+      ignore: bool [N].
+      placement: Placement.
+      image_size: (height, width) of the canvas.
+
+    Returns:
+      (float32 [M, 4] yxyx normalised to the canvas and clipped, bool [N] which were kept).
+    """
+    side = tf.tile(tf.cast(tf.stack([sample["height"], sample["width"]]), tf.float32), [2])
+    canvas = tf.tile(tf.constant(image_size, tf.float32), [2])
+    source, target = tf.cast(placement.source, tf.float32), tf.cast(placement.target, tf.float32)
+    scale = tf.tile(target[2:] / source[2:], [2])
+    boxes = (sample["boxes"] * side - tf.tile(source[:2], [2])) * scale + tf.tile(target[:2], [2])
+    boxes = boxes / canvas
+    centres = ops.centres(boxes, tnp)
+    clipped = ops.clip(boxes, tnp)
+    visible = ops.area(clipped, tnp) > 0
+    kept = visible & (ignore | tf.reduce_all((centres > 0) & (centres < 1), axis=1))
+    return tf.boolean_mask(clipped, kept), kept
+
+
+def draw_color(uniforms, settings):
+    """Draws one linear colour map.
+
+    Args:
+      uniforms: float32 [8] in [0, 1).
+      settings: config.AugmentConfig.
+
+    Returns:
+      (float32 [3, 3] or None, float32 [3] or None): RGB rows times the matrix plus the shift; None: no change.
+    """
+    widths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+    if settings.color_probability == 0 or not any(widths):
+        return None, None
+    signed = tf.where(uniforms[:4] < settings.color_probability, uniforms[4:] * 2 - 1, 0.0)
+    brightness, contrast, saturation, hue = tf.unstack(signed * tf.constant(widths))
+    contrast, saturation, angle = contrast + 1, saturation + 1, hue * (math.pi / 180)
+    cosine, sine = tf.cos(angle) * saturation, tf.sin(angle) * saturation
+    chroma = tf.stack([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])
+    matrix = contrast * tf.transpose(_FROM_YIQ @ chroma @ _YIQ)
+    return matrix, tf.fill([3], contrast * brightness)
+
+
+def render(encoded, placement, image_size, resize_rule, matrix, shift):
+    """Decodes what is visible and puts it on the canvas.
+
+    Args:
+      encoded: string scalar, JPEG or PNG bytes.
+      placement: Placement.
+      image_size: (height, width) of the canvas.
+      resize_rule: see images.resize.
+      matrix, shift: see draw_color.
+
+    Returns:
+      uint8 [H, W, 3], RGB; the rest of the canvas is the mean colour.
+    """
+    part = images.decode_window(encoded, placement.source)
+    part = images.resize(part, placement.target[2:], resize_rule)
+    if matrix is not None:
+        shape = tf.shape(part)
+        part = tf.reshape(tf.matmul(tf.reshape(part, [-1, 3]), matrix) + shift, shape)
+    part = images.to_uint8(part)
+    whole = tf.reduce_all(placement.target[2:] == image_size)
+    image = tf.cond(whole, lambda: part, lambda: _pad(part, placement.target, image_size))
+    return tf.ensure_shape(image, [*image_size, 3])
+
+
+def _pad(part, target, image_size):
+    """Surrounds uint8 pixels with the mean colour: 0 in arithmetic that wraps around, relative to it."""
+    mean = tf.constant(images.RGB_MEAN, tf.uint8)
+    after = tf.constant(image_size) - target[:2] - target[2:]
+    paddings = tf.concat([tf.stack([target[:2], after], axis=1), [[0, 0]]], 0)
+    return tf.pad(part - mean, paddings) + mean

@@ -1,0 +1,127 @@
+"""Shards to batches.
+
+The order of an epoch is a function of (seed, epoch), an image's augmentation one of (seed, epoch, source id):
+so a stream can be continued anywhere by skipping serialized records, before anything is decoded.
+"""
+
+import tensorflow as tf
+
+from ssd_tf import images
+from ssd_tf.boxes import matcher
+from ssd_tf.data import augment, targets
+from ssd_tf.records import schema
+
+_OPEN_SHARDS = 4
+
+
+def training_stream(records, anchors, config, start=0):
+    """Builds the endless stream of augmented batches.
+
+    Args:
+      records: records.reader.RecordSet.
+      anchors: float32 [A, 4], yxyx normalised.
+      config: Config.
+      start: examples already consumed; the stream goes on after them.
+
+    Returns:
+      tf.data.Dataset of (uint8 [B, H, W, 3], {"class_logits": int32 [B, A], "box_deltas": float32 [B, A, 5]},
+      float32 [B] weight); every batch is full.
+    """
+    seed = tf.constant(config.train.seed, tf.int64)
+    files = tf.constant(records.files)
+    epochs = tf.data.Dataset.range(start // records.num_examples, tf.int64.max)
+    examples = epochs.flat_map(lambda epoch: _epoch(files, config.data.shuffle_buffer, seed, epoch))
+    examples = examples.skip(start % records.num_examples)
+
+    def prepare(serialized, epoch):
+        sample = schema.parse(serialized)
+        key = tf.strings.to_hash_bucket_fast(sample["source_id"], 2**62)
+        return _augmented(sample, anchors, config, tf.stack([key, seed * 2**32 + epoch]))
+
+    dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(config.train.batch_size, drop_remainder=True)
+    return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
+
+
+def _epoch(files, buffer, seed, epoch):
+    """(serialized, epoch) of one pass, shuffled by (seed, epoch)."""
+    tf.random.set_seed(1)  # of this traced function alone: the caller's global seed must not change the order
+    order = tf.argsort(tf.random.stateless_uniform(tf.shape(files), [seed, epoch]))
+    shards = tf.data.Dataset.from_tensor_slices(tf.gather(files, order))
+    records = shards.interleave(tf.data.TFRecordDataset, cycle_length=_OPEN_SHARDS)
+    records = records.shuffle(buffer, seed=seed * 2**32 + epoch, reshuffle_each_iteration=False)
+    return records.map(lambda serialized: (serialized, epoch))
+
+
+def _augmented(sample, anchors, config, seed):
+    ignore = _ignored(sample, config)
+    image, boxes, classes, ignore = augment.augment(
+        sample, ignore, config.model.image_size, config.augment, config.data.resize, seed
+    )
+    return image, _targets(boxes, classes, ignore, anchors, config)
+
+
+def _ignored(sample, config):
+    return sample["crowd"] if config.data.use_difficult else sample["crowd"] | sample["difficult"]
+
+
+def _targets(boxes, classes, ignore, anchors, config):
+    settings = config.matcher
+    return targets.build_targets(boxes, classes, ignore, anchors, settings.iou_threshold, settings.forced)
+
+
+def _weighted(dataset, config):
+    """Adds the sample weight that makes the loss the paper's (boxes.matcher.batch_weight)."""
+
+    def add_weight(image, target):
+        size = tf.shape(image)[0]
+        positives = tf.reduce_sum(target["box_deltas"][..., 4])
+        weight = matcher.batch_weight(positives, size, config.loss.min_negatives)
+        return image, target, tf.fill([size], weight)
+
+    return dataset.map(add_weight)
+
+
+def validation_batches(records, anchors, config):
+    """Builds one finite pass without augmentation, in record order; the last batch may be smaller.
+
+    Args and Returns: as training_stream.
+    """
+    dataset = tf.data.TFRecordDataset(list(records.files))
+
+    def prepare(serialized):
+        sample = schema.parse(serialized)
+        ignore = _ignored(sample, config)
+        image = plain_image(sample["image"], config.model.image_size, config.data.resize)
+        return image, _targets(sample["boxes"], sample["classes"], ignore, anchors, config)
+
+    dataset = dataset.map(prepare, tf.data.AUTOTUNE).batch(config.train.batch_size)
+    return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
+
+
+def plain_image(encoded, image_size, resize_rule):
+    """Decodes and resizes a record's image as the predictor does: uint8 [H, W, 3]."""
+    image = images.to_uint8(images.resize(images.decode(encoded), image_size, resize_rule))
+    return tf.ensure_shape(image, [*image_size, 3])
+
+
+def inference_batches(records, image_size, resize_rule, batch_size):
+    """Builds one finite pass of images without targets, in record order.
+
+    Args:
+      records: records.reader.RecordSet.
+      image_size: (height, width) of the network input, pixels.
+      resize_rule: see images.resize.
+      batch_size: images a batch; the last one may be smaller.
+
+    Returns:
+      tf.data.Dataset of (uint8 [B, H, W, 3], string [B] source ids, int32 [B, 2] (height, width) of the images).
+    """
+
+    def prepare(serialized):
+        sample = schema.parse(serialized)
+        image = plain_image(sample["image"], image_size, resize_rule)
+        return image, sample["source_id"], tf.stack([sample["height"], sample["width"]])
+
+    dataset = tf.data.TFRecordDataset(list(records.files)).map(prepare, tf.data.AUTOTUNE)
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)

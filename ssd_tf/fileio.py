@@ -1,0 +1,263 @@
+"""Files: read with a limit, written under a temporary name and renamed, locked, hashed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import time
+from pathlib import Path
+
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown
+
+JSON_LIMIT = 2 << 30
+_OUTPUT_FAULTS = {
+    errno.ENOSPC: "No space left on the device",
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "read-only file system",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+}
+
+
+@contextlib.contextmanager
+def output_errors(path):
+    """Turns the operating system's refusal to write into one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAULTS:
+            raise
+        raise EnvironmentFault(f"{_OUTPUT_FAULTS[error.errno]}: {shown(path)}") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Opens a file that appears under its final name only when complete and on the disk.
+
+    Args:
+      path: final path; its directory must exist.
+      mode: "wb" or "w" (UTF-8).
+
+    Yields:
+      the open file.
+
+    Raises:
+      EnvironmentFault: disk full or not writable; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with output_errors(path):
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            commit(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path):
+    """Returns a fresh hidden name beside `path`, for content that is not complete yet."""
+    path = Path(path)
+    return path.with_name(f".{path.name[:80]}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def commit(temporary, path):
+    """Renames `temporary` (a file or directory, already synced) to `path` and syncs the directory."""
+    os.replace(temporary, path)
+    sync_directory(Path(path).parent)
+
+
+def sync_directory(directory):
+    """Makes the names in `directory` survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_directory(path):
+    """Creates `path` and its parents; returns it as a Path.
+
+    Raises:
+      EnvironmentFault: not writable, or a file stands in the way.
+    """
+    path = Path(path)
+    with output_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise EnvironmentFault(f"a file stands where a directory is wanted: {shown(path)}") from None
+    return path
+
+
+def claim_output(path, inputs=(), overwrite=False):
+    """Makes sure that an output directory may be filled, and creates it.
+
+    Args:
+      path: the directory.
+      inputs: paths the command reads; the output may be none of them.
+      overwrite: empty a directory that holds files already.
+
+    Returns:
+      the directory as a Path.
+
+    Raises:
+      ConfigError: it is an input, or not empty without `overwrite`.
+    """
+    path = Path(path)
+    for source in inputs:
+        if source and Path(source).resolve() == path.resolve():
+            raise ConfigError(f"the output is the input: {shown(path)}")
+    make_directory(path)
+    leftovers = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if leftovers and not overwrite:
+        raise ConfigError(f"{shown(path)} is not empty; pass --overwrite to replace what is in it")
+    with output_errors(path):
+        for entry in leftovers:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    return path
+
+
+def read_bytes(path, limit=None):
+    """Reads a whole regular file.
+
+    Args:
+      path: the file.
+      limit: largest size accepted, in bytes.
+
+    Returns:
+      bytes.
+
+    Raises:
+      DataError: missing, unreadable, not a regular file, or larger than `limit`.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"not a regular file: {shown(path)}")
+            if limit is not None and status.st_size > limit:
+                raise DataError(f"refused: larger than {limit / 2**20:.0f} MiB: {shown(path)}")
+            return file.read()
+    except FileNotFoundError:
+        raise DataError(f"no such file: {shown(path)}") from None
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read: {reason}: {shown(path)}") from None
+
+
+def read_text(path, limit=None):
+    """Reads a UTF-8 text file (a byte order mark is dropped).
+
+    Raises:
+      DataError: as `read_bytes`, or the bytes are not UTF-8.
+    """
+    data = read_bytes(path, limit)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = f"byte 0x{data[error.start]:02X} at {error.start}"
+        raise DataError(f"{shown(path)} is not UTF-8 ({at})") from None
+
+
+def read_json(path, limit=JSON_LIMIT):
+    """Reads a JSON file strictly (no NaN, no Infinity).
+
+    Raises:
+      DataError: unreadable or malformed; the message names the file and the place.
+    """
+    text = read_text(path, limit)
+
+    def refuse(constant):
+        raise DataError(f"{shown(path)}: {constant} is not a number in JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(text.rstrip()):
+            raise DataError(f"{shown(path)}: cut at byte {len(text.encode()):,}") from None
+        raise DataError(f"{shown(path)}:{error.lineno}:{error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{shown(path)}: nested too deeply") from None
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+def sha256_file(path):
+    """Returns the hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_join(root, name):
+    """Joins a name found inside a file to `root`.
+
+    Raises:
+      DataError: the result would lie outside `root`.
+    """
+    root = Path(root)
+    joined = root / name
+    # Compared as text: a link inside the root is the owner's own choice.
+    if not Path(os.path.abspath(joined)).is_relative_to(os.path.abspath(root)):
+        raise DataError(f"refused: path leaves the dataset root: {shown(name)}")
+    return joined
+
+
+def check_free_space(directory, needed):
+    """Raises EnvironmentFault unless `directory`'s disk has `needed` bytes free."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise EnvironmentFault(
+            f"No space left: needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} free: {shown(directory)}"
+        )
+
+
+@contextlib.contextmanager
+def directory_lock(directory):
+    """Holds `directory` for one writing process; the system frees it when the process dies.
+
+    Raises:
+      EnvironmentFault: another process holds it.
+    """
+    path = Path(directory) / ".lock"
+    with output_errors(path):
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock's life
+    try:
+        _lock(file, directory)
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+    finally:
+        file.close()
+
+
+def _lock(file, directory):
+    try:
+        import fcntl
+    except ImportError:  # Windows keeps the file open exclusively enough for one user
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise EnvironmentFault(f"{shown(directory)} is in use by {owner}") from None

@@ -1,0 +1,35 @@
+"""Class-wise non-maximum suppression by TensorFlow's combined op: the fastest on CPUs, and on CPUs only.
+
+The op looks at every score above the threshold. It gives what inference.nms gives as long as no class has more
+of them than topk_candidates; where one has, the best of each class are taken first.
+"""
+
+import tensorflow as tf
+
+from ssd_tf.inference import nms
+
+
+def class_wise_nms(boxes, scores, score_threshold, nms_iou, topk_candidates, max_detections):
+    """As inference.nms.class_wise_nms, but for the order among equal scores, which the op leaves open."""
+
+    def combined(boxes, scores):
+        result = tf.image.combined_non_max_suppression(
+            boxes, scores, max_detections, max_detections, nms_iou, score_threshold, clip_boxes=False
+        )
+        return result.nmsed_boxes, result.nmsed_scores, result.nmsed_classes, result.valid_detections
+
+    def limited():
+        best_boxes, best_scores = nms.topk_per_class(boxes, scores, score_threshold, topk_candidates)
+        return combined(tf.transpose(best_boxes, [0, 2, 1, 3]), tf.transpose(best_scores, [0, 2, 1]))
+
+    boxes_kept, scores_kept, classes, counts = tf.cond(
+        _most_candidates(scores, score_threshold) <= topk_candidates,
+        lambda: combined(boxes[:, :, None], scores),
+        limited,
+    )
+    return boxes_kept, scores_kept, tf.cast(classes, tf.int32), counts
+
+
+def _most_candidates(scores, score_threshold):
+    """int32 scalar: the largest number of scores above the threshold that any class of any image has."""
+    return tf.reduce_max(tf.reduce_sum(tf.cast(scores > score_threshold, tf.int32), axis=1))

@@ -1,0 +1,32 @@
+"""From the network's outputs to boxes, scores and classes (SSD paper, section 3; trap: boxes are clipped first)."""
+
+import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
+
+from ssd_tf.boxes import coder, ops
+from ssd_tf.inference import nms_tensorflow
+
+
+def postprocess(outputs, anchors, settings):
+    """Decodes, scores and suppresses a batch.
+
+    Args:
+      outputs: {"class_logits": float32 [B, A, C + 1], "box_deltas": float32 [B, A, 4]}.
+      anchors: float32 [A, 4], yxyx normalised.
+      settings: config.PostprocessConfig.
+
+    Returns:
+      (boxes float32 [B, D, 4] yxyx normalised and inside the image, scores float32 [B, D], classes int32 [B, D]
+      1..C, counts int32 [B]), best first; rows beyond the count are padding.
+    """
+    scores = tf.nn.softmax(outputs["class_logits"])[..., 1:]
+    boxes = ops.clip(coder.decode(outputs["box_deltas"], anchors, tnp), tnp)
+    boxes, scores, classes, counts = nms_tensorflow.class_wise_nms(
+        boxes,
+        scores,
+        settings.score_threshold,
+        settings.nms_iou,
+        settings.topk_candidates,
+        settings.max_detections,
+    )
+    return boxes, scores, classes + 1, counts

@@ -1,0 +1,65 @@
+"""TinySSD: Fire modules of SqueezeNet, thinned out layer by layer (Wong et al., arXiv 1802.06488).
+
+Batch norm stands behind every convolution (the paper trains from ImageNet weights, this one from scratch).
+"""
+
+import keras
+from keras import layers
+
+from ssd_tf.errors import ConfigError
+from ssd_tf.models.layers import Extra, conv_block
+from ssd_tf.models.registry import register_backbone
+
+# (squeeze 1x1, expand 1x1, expand 3x3) of Fire1..Fire10 (the paper's table 1), and after which a pool follows.
+_FIRES = (
+    (15, 49, 53),
+    (15, 54, 52),
+    (29, 92, 94),
+    (29, 90, 83),
+    (44, 166, 161),
+    (45, 155, 146),
+    (49, 163, 171),
+    (25, 29, 54),
+    (37, 45, 56),
+    (38, 41, 44),
+)
+_POOLED = (2, 4, 8, 9)
+
+
+@register_backbone(
+    "tiny_ssd",
+    taps=("fire4", "fire8", "fire9", "fire10"),
+    preprocessing="tf",
+    extras=(Extra(51, 46), Extra(55, 85)),
+)
+def tiny_ssd(image_shape, weights):
+    """TinySSD up to Fire10; `image_shape` is (H, W, 3); `weights` is None or a file of this network's weights."""
+    if weights == "imagenet":
+        raise ConfigError("there are no ImageNet weights for tiny_ssd; set model.weights=none")
+    image = keras.Input(image_shape)
+    x = conv_block(image, 57, 3, "conv1", stride=2, padding="valid")
+    x = _pool(x, "pool1")
+    for index, channels in enumerate(_FIRES, 1):
+        x = _fire(x, channels, f"fire{index}")
+        if index in _POOLED:
+            x = _pool(x, f"pool{index + 1}")
+    model = keras.Model(image, x, name="tiny_ssd")
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+def _fire(x, channels, name):
+    squeeze, expand_1, expand_3 = channels
+    x = conv_block(x, squeeze, 1, f"{name}_squeeze")
+    wide = [conv_block(x, expand_1, 1, f"{name}_expand1"), conv_block(x, expand_3, 3, f"{name}_expand3")]
+    return layers.Concatenate(name=name)(wide)
+
+
+def _pool(x, name):
+    """Caffe's 3x3 max pool of stride 2: an even map gets one row and column at its end, none at its start."""
+    h, w = x.shape[1:3]
+    if h % 2 == 0 or w % 2 == 0:
+        # Zeros never win: the pool follows a ReLU.
+        x = layers.ZeroPadding2D(((0, 1 - h % 2), (0, 1 - w % 2)), name=f"{name}_pad")(x)
+    return layers.MaxPooling2D(3, 2, name=name)(x)

@@ -1,0 +1,217 @@
+"""The run directory, which is a detector: config.json, label_map.json, step-N/, LATEST, BEST, logs.
+
+A checkpoint is written in step-N.tmp, synced and renamed; LATEST is replaced last. state.json holds size and
+SHA-256 of the other files, so a damaged checkpoint is noticed and the one before it used.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_tf import config as configs
+from ssd_tf import fileio
+from ssd_tf.errors import DataError, shown
+from ssd_tf.structures import LabelMap
+
+CONFIG = "config.json"
+LABEL_MAP = "label_map.json"
+LATEST = "LATEST"
+BEST = "BEST"
+STATE = "state.json"
+WEIGHTS = "model.weights.h5"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: where it is, what was configured, and its classes."""
+
+    path: Path
+    config: configs.Config
+    label_map: LabelMap
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+      path: its directory.
+      state: content of state.json.
+      skipped: names of newer checkpoints that are damaged.
+    """
+
+    path: Path
+    state: dict
+    skipped: tuple[str, ...] = ()
+
+
+def start_run(path, config, label_map):
+    """Creates a run directory, or takes one up again.
+
+    Args:
+      path: the directory.
+      config: resolved Config.
+      label_map: LabelMap of the training records.
+
+    Returns:
+      Run.
+
+    Raises:
+      ConfigError: the directory belongs to a run of another configuration; names the key.
+      DataError: other classes.
+    """
+    path = fileio.make_directory(path)
+    if (path / CONFIG).exists():
+        old = _read(path)
+        configs.check_resume(old.config, config)
+        if old.label_map != label_map:
+            raise DataError(f"class map differs: {_first_difference(old.label_map, label_map)}: {shown(path)}")
+    fileio.write_json(path / LABEL_MAP, label_map.to_json())
+    fileio.write_json(path / CONFIG, {"format_version": _FORMAT_VERSION, "config": configs.to_dict(config)})
+    return Run(path, config, label_map)
+
+
+def _first_difference(old, new):
+    for class_id, name in enumerate(new.names, 1):
+        if name not in old.names:
+            return f"shards have {name!r}, the run does not"
+        if old.id(name) != class_id:
+            return f"shards have {name!r} = {class_id}, run has {name!r} = {old.id(name)}"
+    return f"shards have {len(new)} classes, the run {len(old)}"
+
+
+def open_run(path):
+    """Opens a run directory that holds at least one checkpoint.
+
+    Raises:
+      DataError: missing, not a run, or no checkpoint yet.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"no such run directory: {shown(path)}")
+    if not (path / LATEST).exists():
+        raise DataError(f"{shown(path)} is not a finished run (no LATEST)")
+    return _read(path)
+
+
+def _read(path):
+    value = fileio.read_json(path / CONFIG)
+    if not isinstance(value, dict) or value.get("format_version") != _FORMAT_VERSION:
+        raise DataError(f"{shown(path / CONFIG)}: not a run of this version of ssd_tf")
+    try:
+        config = configs.from_dict(value.get("config"), path / CONFIG)
+    except configs.ConfigError as error:  # a damaged file, not a mistyped option
+        raise DataError(str(error)) from None
+    return Run(path, config, LabelMap.from_json(fileio.read_json(path / LABEL_MAP), path / LABEL_MAP))
+
+
+def find_checkpoint(path, which="latest"):
+    """Finds a checkpoint and verifies it.
+
+    Args:
+      path: run directory.
+      which: "latest", "best" or "step-N".
+
+    Returns:
+      Checkpoint, or None if `which` is "latest" and there is none. A damaged latest one falls back to the newest
+      sound one before it.
+
+    Raises:
+      DataError: no such checkpoint, or none is sound.
+    """
+    path = Path(path)
+    if which == "latest":
+        return _latest(path)
+    name = _pointer(path / BEST) if which == "best" else step_name(which.removeprefix("step-"))
+    if name is None or not (path / name).is_dir():
+        there = ", ".join(entry.name for entry in _steps(path)) or "none"
+        raise DataError(f"{shown(path)} has no checkpoint {which} (there are: {there})")
+    fault = _fault(path / name)
+    if fault:
+        raise DataError(f"checkpoint {name} is damaged: {fault}: {shown(path)}")
+    return Checkpoint(path / name, fileio.read_json(path / name / STATE))
+
+
+def _latest(path):
+    pointed = _pointer(path / LATEST)
+    steps = [entry for entry in _steps(path) if pointed is None or entry.name <= pointed]
+    skipped = []
+    for entry in reversed(steps):
+        if not _fault(entry):
+            return Checkpoint(entry, fileio.read_json(entry / STATE), tuple(skipped))
+        skipped.append(entry.name)
+    if skipped:
+        raise DataError(f"every checkpoint is damaged ({', '.join(skipped)}): {shown(path)}")
+    return None
+
+
+def _pointer(path):
+    return fileio.read_text(path, 1024).strip() if path.exists() else None
+
+
+def _steps(path):
+    return sorted(entry for entry in path.glob("step-*") if entry.is_dir() and entry.suffix != ".tmp")
+
+
+def _fault(directory):
+    """What is wrong with a checkpoint, or ""."""
+    try:
+        files = fileio.read_json(directory / STATE)["files"]
+        for name, (size, digest) in files.items():
+            file = fileio.safe_join(directory, name)
+            if file.stat().st_size != size or fileio.sha256_file(file) != digest:
+                return f"{name} differs from what was written"
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def step_name(step):
+    """Returns the directory name of a step: "step-00012000"."""
+    try:
+        return f"step-{int(step):08d}"
+    except ValueError:
+        raise DataError(f"checkpoint is latest, best or step-N, not {step!r}") from None
+
+
+def save_checkpoint(path, step, write_files, state, keep_last, best=False):
+    """Writes one checkpoint completely, then points LATEST at it and removes old ones.
+
+    Args:
+      path: run directory.
+      step: training step.
+      write_files: function (directory) that writes the files.
+      state: dict for state.json; "step" and "files" are added.
+      keep_last: checkpoints to keep, besides the best.
+      best: point BEST at it too.
+
+    Raises:
+      EnvironmentFault: disk full or not writable; LATEST still points at a complete checkpoint.
+    """
+    final = Path(path) / step_name(step)
+    temporary = final.with_name(final.name + ".tmp")
+    with fileio.output_errors(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write_files(temporary)
+        files = {}
+        for file in sorted(temporary.iterdir()):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+            files[file.name] = [file.stat().st_size, fileio.sha256_file(file)]
+        fileio.write_json(temporary / STATE, {**state, "step": step, "files": files})
+        shutil.rmtree(final, ignore_errors=True)  # the same step, saved before an interruption
+        fileio.commit(temporary, final)
+    for pointer in (LATEST, BEST) if best else (LATEST,):
+        with fileio.atomic_write(Path(path) / pointer, "w") as file:
+            file.write(final.name + "\n")
+    _prune(Path(path), keep_last)
+
+
+def _prune(path, keep_last):
+    best = _pointer(path / BEST)
+    for entry in _steps(path)[:-keep_last]:
+        if entry.name != best:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""The things that travel between rooms: label maps, examples, detections, and what was wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd_tf.errors import DataError, suggest
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Classes with ids 1..C; id 0 is background and has no entry.
+
+    Attributes:
+      names: class names; the class of id i is `names[i - 1]`.
+      source_ids: the ids the data set's owner uses (COCO's 1..90), one a class.
+    """
+
+    names: tuple[str, ...]
+    source_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if not self.source_ids:
+            object.__setattr__(self, "source_ids", tuple(range(1, len(self.names) + 1)))
+        if len(set(self.names)) != len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
+            raise DataError(f"class {twice!r} stands twice in the label map")
+        if len(self.source_ids) != len(self.names) or len(set(self.source_ids)) != len(self.names):
+            raise DataError("the label map needs one distinct source id a class")
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, class_id):
+        """Returns the name of class `class_id` (1..C)."""
+        if not 1 <= class_id <= len(self.names):
+            raise DataError(f"class id {class_id} is not in 1..{len(self.names)}")
+        return self.names[class_id - 1]
+
+    def id(self, name):
+        """Returns the id (1..C) of the class called `name`."""
+        try:
+            return self.names.index(name) + 1
+        except ValueError:
+            raise DataError(f"unknown class {name!r}{suggest(name, self.names)}") from None
+
+    def to_json(self):
+        """Returns the content of label_map.json."""
+        rows = zip(range(1, len(self) + 1), self.names, self.source_ids, strict=True)
+        return {"classes": [{"id": i, "name": name, "source_id": source} for i, name, source in rows]}
+
+    @classmethod
+    def from_json(cls, value, where):
+        """Reads the content of a label_map.json; `where` names the file in errors."""
+        try:
+            rows = [(row["id"], row["name"], row.get("source_id", row["id"])) for row in value["classes"]]
+        except (TypeError, KeyError, AttributeError):
+            raise DataError(f'{where}: expected {{"classes": [{{"id": 1, "name": ...}}]}}') from None
+        for position, (class_id, name, source) in enumerate(rows, 1):
+            if type(class_id) is not int or type(source) is not int or type(name) is not str or not name:
+                raise DataError(f"{where}: class {position}: id must be an integer and name a text")
+            if class_id != position:
+                raise DataError(f"{where}: ids must be 1, 2, 3 ...: class {position} ({name!r}) has id {class_id}")
+        return cls(tuple(row[1] for row in rows), tuple(row[2] for row in rows))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the user's data that keeps an image from being used.
+
+    Attributes:
+      kind: short stable code, such as "bad image" or "unknown class"; problems are counted by it.
+      source: the file (or image id) concerned.
+      message: the whole line for the user; names the file and the place.
+    """
+
+    kind: str
+    source: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One annotated image; pixels are not in it.
+
+    Attributes:
+      source_id: the image's id in its data set.
+      image: path of the image file, "" when the pixels are in a record.
+      boxes: float64 [N, 4], yxyx, continuous coordinates in `unit`.
+      names: class name of each box.
+      unit: "pixel" or "normalised" (to [0, 1]).
+      size: (height, width) in pixels as the annotation states it, or None.
+      difficult, crowd, truncated: bool [N]; shorter arrays mean False.
+      area: float64 [N] as annotated, in pixels, or None where the format has none.
+      dropped: one line for each annotated box that the reader left out, and why.
+    """
+
+    source_id: str
+    image: str
+    boxes: np.ndarray
+    names: tuple[str, ...]
+    unit: str = "pixel"
+    size: tuple[int, int] | None = None
+    difficult: np.ndarray = ()
+    crowd: np.ndarray = ()
+    truncated: np.ndarray = ()
+    area: np.ndarray | None = None
+    dropped: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        count = len(self.names)
+        object.__setattr__(self, "boxes", np.asarray(self.boxes, np.float64).reshape(count, 4))
+        for name in ("difficult", "crowd", "truncated"):
+            flags = np.zeros(count, bool)
+            given = np.asarray(getattr(self, name), bool)
+            flags[: len(given)] = given
+            object.__setattr__(self, name, flags)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+      boxes: float32 [N, 4], xyxy in pixels of the image, inside it.
+      scores: float32 [N], in [0, 1], not increasing.
+      classes: int32 [N], ids 1..C.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self):
+        return len(self.scores)
+
+    def above(self, threshold):
+        """Returns the detections with a score of at least `threshold`."""
+        keep = self.scores >= threshold
+        return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])
+
+    def __repr__(self):
+        rows = [
+            f"class {c} {s:.2f} [{b[0]:.0f} {b[1]:.0f} {b[2]:.0f} {b[3]:.0f}]"
+            for b, s, c in list(zip(self.boxes, self.scores, self.classes, strict=True))[:5]
+        ]
+        more = f", ... {len(self) - 5} more" if len(self) > 5 else ""
+        return f"Detections({len(self)}: {', '.join(rows)}{more})"
