@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_tf.errors import ConfigError, DataError, suggest
+from ssd_tf.errors import ConfigError, DataError, shown, suggest
 from ssd_tf.structures import Example, LabelMap, Problem
 
 BAD_ANNOTATION = "bad annotation"
@@ -222,7 +222,7 @@ def _unknown_text(name, count, known):
     plain = {_plain(other): other for other in known}
     near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.6)
     hint = f" (near: {plain[near[0]]!r})" if near else ""
-    return f"unknown class {name!r} in {count:,} file{'' if count == 1 else 's'}{hint}"
+    return f"unknown class {name!r} in {_counted(count, 'file', 'files')}{hint}"
 
 
 def assemble(images, choice, place, problems=(), notes=()):
@@ -295,7 +295,7 @@ def _left_out_note(images, left_out):
     if not counts:
         return ()
     listed = ", ".join(f"{name!r} {count:,}" for name, count in sorted(counts.items()))
-    return (f"{counts.total():,} boxes of classes not chosen left out: {listed}",)
+    return (f"{_counted(counts.total(), 'box', 'boxes')} of classes not chosen left out: {listed}",)
 
 
 def _duplicates_note(examples):
@@ -307,5 +307,10 @@ def _duplicates_note(examples):
     total = sum(repeated.values())
     if not total:
         return ()
-    boxes, images = ("box" if total == 1 else "boxes"), ("image" if len(repeated) == 1 else "images")
-    return (f"{total:,} duplicate {boxes} in {len(repeated):,} {images} (first: {next(iter(repeated))})",)
+    boxes = _counted(total, "duplicate box", "duplicate boxes")
+    images = _counted(len(repeated), "image", "images")
+    return (f"{boxes} in {images} (first: {shown(next(iter(repeated)))})",)
+
+
+def _counted(count, one, many):
+    return f"{count:,} {one if count == 1 else many}"

@@ -20,9 +20,8 @@ def draw_background(rng, image_size):
     Returns:
       PIL RGB image.
     """
-    grain = rng.integers(-128, 128, (image_size, image_size), np.int8) * np.float32(
-        rng.uniform(0, _MAX_GRAIN) / 128
-    )
+    grain = rng.integers(-128, 128, (image_size, image_size), np.int8)
+    grain = grain * np.float32(rng.uniform(0, _MAX_GRAIN) / 128)
     planes = grain + rng.uniform(30, 225, (3, 1, 1)).astype(np.float32)
     for _ in range(rng.integers(1, 3)):
         texture = TEXTURES[rng.integers(len(TEXTURES))](rng, image_size)

@@ -6,7 +6,6 @@ are written last, so a folder without them is an interrupted one.
 
 import collections
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,6 +21,7 @@ from ssd_tf.synthesis.shapes import DEFAULT_CLASSES, SHAPES
 IMAGES, ANNOTATIONS = "images", "annotations.json"
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 64, 4096
 _QUALITY = 90
+_THREADS = 2  # one draws while the other waits for the disk; more only fight for the interpreter
 
 
 def synthesize(
@@ -44,7 +44,7 @@ def synthesize(
       seed: 0 or more; the same seed gives the same bytes.
       progress: called with (images written, num_images) after each image, or None.
       overwrite: empty `output` first if there is something in it.
-      workers: threads; 0 for as many as there are cores.
+      workers: threads; 0 for two.
 
     Returns:
       dict: "images" and "boxes" (counts), "per_class" {name: boxes}, "output" (text).
@@ -62,14 +62,12 @@ def synthesize(
         return write_image(folder / f"{number:06d}.jpg", number, image_size, classes, seed)
 
     examples = []
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
-    try:
+    # A fault leaves the loop, which drops `map`'s iterator and so calls off what was not started.
+    with ThreadPoolExecutor(workers or _THREADS) as pool:
         for example in pool.map(write, range(num_images)):
             examples.append(example)
             if progress is not None:
                 progress(len(examples), num_images)
-    finally:
-        pool.shutdown(cancel_futures=True)  # what was not started when a fault came is not wanted
     coco.write(output / ANNOTATIONS, examples, LabelMap(classes))
     return _summarise(examples, classes, output)
 
