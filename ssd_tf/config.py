@@ -180,6 +180,7 @@ def load_config(recipe=None, overrides=()):
       ConfigError: unknown recipe or key, wrong type, value out of range; the message names the key.
     """
     values = _read_recipe(recipe) if recipe else {}
+    _check_sections(values, recipe)
     clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
     if len(clock) > 1:
         raise ConfigError(f"{recipe}: train.steps and train.epochs exclude each other")
@@ -225,17 +226,22 @@ def _read_recipe(recipe):
 
 def from_dict(values, where):
     """Builds a Config from nested dictionaries; `where` names their origin in errors."""
+    _check_sections(values, where)
+    kinds = {item.name: item.type for item in dataclasses.fields(Config)}
+    return Config(
+        **{section: _build_section(section, kinds[section], leaves) for section, leaves in values.items()}
+    )
+
+
+def _check_sections(values, where):
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(where)}: expected a table of sections")
-    sections = {item.name: item.type for item in dataclasses.fields(Config)}
-    built = {}
+    sections = [item.name for item in dataclasses.fields(Config)]
     for section, leaves in values.items():
         if section not in sections:
             raise ConfigError(f"{shown(where)}: unknown key {section}{suggest(section, sections)}")
         if not isinstance(leaves, dict):
             raise ConfigError(f"{shown(where)}: {section} is a table of keys, not a value")
-        built[section] = _build_section(section, sections[section], leaves)
-    return Config(**built)
 
 
 def to_dict(config):
@@ -290,10 +296,12 @@ def _leaves():
 
 
 def _unknown_key(key, known):
-    near = suggest(key, known)
+    name = key.split(".")[-1]
+    names = [other.split(".")[1] for other in known]
+    near = "" if name in names else suggest(key, known)
     if not near:  # the right key name in the wrong section
-        same = difflib.get_close_matches(key.split(".")[-1], [name.split(".")[1] for name in known], 1)
-        near = next((f" (did you mean {name}?)" for name in known if same and name.endswith("." + same[0])), "")
+        same = difflib.get_close_matches(name, names, 1)
+        near = next((f" (did you mean {other}?)" for other in known if same and other.endswith("." + same[0])), "")
     return ConfigError(f"unknown key {key}{near}")
 
 
@@ -328,9 +336,12 @@ def _from_text(key, kind, raw):
     if isinstance(kind, types.GenericAlias) and not raw.startswith("[") and raw.count(","):
         raw = f"[{raw}]"
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
+        parsed = tomllib.loads(f"value = {raw}")
     except (tomllib.TOMLDecodeError, RecursionError):
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {raw!r}") from None
+        parsed = {}
+    if list(parsed) != ["value"]:  # a text with a line break could hold more than one
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {raw!r}")
+    return parsed["value"]
 
 
 def _kind_name(kind):

@@ -143,10 +143,8 @@ def read_bytes(path, limit=None):
       DataError: missing, unreadable, not a regular file, or larger than `limit`.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"not a regular file: {shown(path)}")
             if limit is not None and status.st_size > limit:
@@ -154,9 +152,15 @@ def read_bytes(path, limit=None):
             return file.read()
     except FileNotFoundError:
         raise DataError(f"no such file: {shown(path)}") from None
+    except IsADirectoryError:
+        raise DataError(f"not a regular file: {shown(path)}") from None
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno).lower() if isinstance(error, OSError) else str(error)
         raise DataError(f"cannot read: {reason}: {shown(path)}") from None
+
+
+def _open_without_waiting(path, flags):
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or a FIFO would wait for its writer
 
 
 def read_text(path, limit=None):

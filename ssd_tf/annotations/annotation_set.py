@@ -289,9 +289,7 @@ def _refuse_normalised(examples, place):
 
 
 def _left_out_note(images, left_out):
-    counts = collections.Counter(
-        item.name for image in images for item in image.objects if item.name in left_out
-    )
+    counts = collections.Counter(item.name for image in images for item in image.objects if item.name in left_out)
     if not counts:
         return ()
     listed = ", ".join(f"{name!r} {count:,}" for name, count in sorted(counts.items()))

@@ -95,9 +95,7 @@ def _read_tables(path, file):
     value = fileio.read_json(path)
     tables = [value.get(name) for name in _TABLES] if isinstance(value, dict) else [None]
     if not all(isinstance(table, list) for table in tables):
-        raise DataError(
-            f'{file}: not an instances file: expected the lists "images", "annotations", "categories"'
-        )
+        raise DataError(f'{file}: not an instances file: expected the lists "images", "annotations", "categories"')
     for name, table in zip(_TABLES, tables, strict=True):
         for position, row in enumerate(table, 1):
             if not isinstance(row, dict):
@@ -161,9 +159,7 @@ def _group_annotations(rows, by_id, file):
             missing.append(where)
     if missing:
         plural = "s" if len(missing) > 1 else ""
-        raise DataError(
-            f"{file}: {len(missing):,} annotation{plural} of missing images (first: {missing[0]})"
-        )
+        raise DataError(f"{file}: {len(missing):,} annotation{plural} of missing images (first: {missing[0]})")
     return groups
 
 
@@ -204,9 +200,7 @@ def _read_bbox(row):
         raise DataError("no bbox")
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise DataError("bbox is not a list of 4 numbers")
-    numbers = [
-        finite_number(value, name) for value, name in zip(bbox, ("x", "y", "width", "height"), strict=True)
-    ]
+    numbers = [finite_number(value, name) for value, name in zip(bbox, ("x", "y", "width", "height"), strict=True)]
     for name, side in (("width", numbers[2]), ("height", numbers[3])):
         if side < 0:
             raise DataError(f"{name} {side:.10g} < 0")
@@ -342,9 +336,7 @@ def write_results(path, detections: Mapping, label_map):
       detections: {source id: Detections}; image ids are integers where the source id is one, else text.
       label_map: LabelMap; category ids are its source ids.
     """
-    rows = (
-        row for source_id, found in detections.items() for row in _result_rows(source_id, found, label_map)
-    )
+    rows = (row for source_id, found in detections.items() for row in _result_rows(source_id, found, label_map))
     with fileio.atomic_write(path, "w") as output:
         output.write("[")
         for position, row in enumerate(rows):

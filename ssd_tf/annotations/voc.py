@@ -82,14 +82,10 @@ def read(root, split="", classes=(), label_map=None):
     layout = _find_layout(Path(root))
     ids, notes = _choose_ids(layout, split, root)
     wanted = set(ids)
-    documents, faults = _read_documents(
-        layout, wanted | (set(layout.annotations) if label_map is None else set())
-    )
+    documents, faults = _read_documents(layout, wanted | (set(layout.annotations) if label_map is None else set()))
     choice = choose_classes(_files_by_class(layout, documents), shown(root), tuple(classes), label_map)
     problems = [
-        Problem(
-            "missing annotation", shown(stem), f"listed in {split}.txt, but there is no {shown(stem)}.xml"
-        )
+        Problem("missing annotation", shown(stem), f"listed in {split}.txt, but there is no {shown(stem)}.xml")
         for stem in ids
         if stem not in layout.annotations
     ]
@@ -145,9 +141,7 @@ def _choose_ids(layout, split, root):
     """Returns the ids to read, in order, and notes."""
     if not layout.lists:
         if split:
-            raise ConfigError(
-                f"split {split!r} given, but there are no lists in ImageSets/Main: {shown(root)}"
-            )
+            raise ConfigError(f"split {split!r} given, but there are no lists in ImageSets/Main: {shown(root)}")
         return sorted(layout.annotations), ()
     if split not in layout.lists:
         what = f"unknown split {split!r}{suggest(split, layout.lists)}" if split else "a split is needed"
@@ -178,9 +172,7 @@ def _read_documents(layout, stems):
         paths = layout.annotations[stem]
         try:
             if len(paths) > 1:
-                raise DataError(
-                    f"two annotation files for one image: {', '.join(shown(p.name) for p in paths)}"
-                )
+                raise DataError(f"two annotation files for one image: {', '.join(shown(p.name) for p in paths)}")
             documents[stem] = _read_document(paths[0])
         except DataError as error:
             faults[stem] = str(error)
@@ -208,9 +200,7 @@ def _pair_images(layout, ids, documents):
             problems.append(Problem(BAD_ANNOTATION, place, f"{error}: {place}"))
             continue
         if image is not None:
-            pairs.append(
-                AnnotatedImage(place, stem, str(image), documents[stem].size, documents[stem].objects)
-            )
+            pairs.append(AnnotatedImage(place, stem, str(image), documents[stem].size, documents[stem].objects))
         elif layout.lists:
             problems.append(
                 Problem("missing image", place, f"no image for {place} in {shown(layout.image_folder)}")
@@ -295,9 +285,7 @@ def _read_document(path):
     return _Document(
         filename=(root.findtext("filename") or "").strip(),
         size=None if size is None else read_size(size.findtext("height"), size.findtext("width")),
-        objects=tuple(
-            _read_object(item, index, place) for index, item in enumerate(root.findall("object"), 1)
-        ),
+        objects=tuple(_read_object(item, index, place) for index, item in enumerate(root.findall("object"), 1)),
     )
 
 

@@ -51,7 +51,18 @@ def build(config, load_weights=True, precision="float32"):
 
 
 def build_model(config):
-    """Returns the keras.Model of a Config, ready to compile and fit; see `build` for the errors."""
+    """Builds the network of a Config, with its backbone's weights.
+
+    Args:
+      config: Config with model.num_classes set.
+
+    Returns:
+      keras.Model, uint8 [B, H, W, 3] RGB to {"class_logits": [B, A, C + 1], "box_deltas": [B, A, 4]}, float32;
+      ready to compile and fit.
+
+    Raises:
+      ConfigError: model.num_classes is unset, or the parts do not fit together.
+    """
     return build(config, precision=config.train.precision).model
 
 

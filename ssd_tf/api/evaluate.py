@@ -6,7 +6,7 @@ from ssd_tf.annotations import coco as coco_files
 from ssd_tf.api import predict
 from ssd_tf.data import pipeline
 from ssd_tf.errors import ConfigError, DataError, suggest
-from ssd_tf.evaluation import coco, voc
+from ssd_tf.evaluation import coco, report, voc
 from ssd_tf.inference.predictor import detect_records
 from ssd_tf.records import reader
 from ssd_tf.structures import Detections
@@ -22,7 +22,7 @@ def evaluate(
     results=None,
     detections=None,
     batch_size=8,
-    write_line=print,
+    write_line=None,
     progress=None,
 ):
     """Scores detections.
@@ -35,7 +35,7 @@ def evaluate(
       results: COCO results file to write the detections to, or None.
       detections: COCO results file to score instead of a run.
       batch_size: images a batch.
-      write_line: function (text) for the console.
+      write_line: function (text) that gets the table and the checkpoint's name, or None.
       progress: function (done, total), or None.
 
     Returns:
@@ -55,6 +55,8 @@ def evaluate(
     if results:
         coco_files.write_results(results, found, records.label_map)
     result = score(truths, found, records.label_map, metric)
+    if write_line:
+        write_line(report.format_table(result))
     return {**result, "images": len(truths), "images_per_second": speed}
 
 
@@ -70,7 +72,9 @@ def check_classes(of_run, of_records):
         for class_id, name in enumerate(of_records.names, 1):
             run_id = of_run.id(name) if name in of_run.names else None
             if run_id != class_id:
-                raise DataError(f"class map differs: shards have {name!r} = {class_id}, run has {name!r} = {run_id}")
+                raise DataError(
+                    f"class map differs: shards have {name!r} = {class_id}, run has {name!r} = {run_id}"
+                )
         raise DataError(f"class map differs: shards have {len(of_records)} classes, run has {len(of_run)}")
 
 

@@ -38,7 +38,7 @@ def load(run_dir, checkpoint="latest", write_line=None):
     return Predictor(detector.model, detector.anchors, run.config, run.label_map)
 
 
-def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, write_line=print, progress=None):
+def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, write_line=None, progress=None):
     """Detects in an image or a folder of images, and writes them with boxes drawn.
 
     Args:
@@ -47,7 +47,7 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
       output: picture to write (folder for a folder); by default INPUT_detected beside the input.
       checkpoint: "latest", "best" or "step-N".
       score_threshold: draw detections from this score on.
-      write_line: function (text) for the console.
+      write_line: function (text) that is told which checkpoint was taken, or None.
       progress: function (done, total), or None.
 
     Returns:
@@ -61,9 +61,7 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
         fileio.make_directory(target.parent)
         predictor.save(target, source, found)
         names = [predictor.label_map.name(c) for c in found.classes]
-        found_rows = [
-            [name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)
-        ]
+        found_rows = [[name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)]
         rows.append({"file": str(source), "output": str(target), "detections": found_rows})
         if progress:
             progress(done, len(pairs))

@@ -70,12 +70,8 @@ _MOBILE_SIZES = (60, 105, 150, 195, 240, 285, 330)
 # Sizes and steps as published: caffe SSD (VOC, COCO), pytorch-ssd (mobile300), lufficc/SSD (mobile320),
 # and the d2l.ai course (tiny256, whose large squares are given instead of derived).
 PRESETS = {
-    "ssd300_voc": chain(
-        _pixels(300, 30, 60, 111, 162, 213, 264, 315), _standard_ratios(6), steps=_STEPS_300
-    ),
-    "ssd300_coco": chain(
-        _pixels(300, 21, 45, 99, 153, 207, 261, 315), _standard_ratios(6), steps=_STEPS_300
-    ),
+    "ssd300_voc": chain(_pixels(300, 30, 60, 111, 162, 213, 264, 315), _standard_ratios(6), steps=_STEPS_300),
+    "ssd300_coco": chain(_pixels(300, 21, 45, 99, 153, 207, 261, 315), _standard_ratios(6), steps=_STEPS_300),
     "ssd512_voc": chain(
         _pixels(512, 35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6), _standard_ratios(7), steps=_STEPS_512
     ),

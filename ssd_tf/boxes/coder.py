@@ -44,7 +44,11 @@ def decode(deltas, anchors, xp=np):
       float32 [..., A, 4] yxyx normalised, not clipped; finite for finite input.
     """
     anchors = ops.to_centre_size(anchors, xp)
-    middles = deltas[..., :2] * VARIANCES[0] * anchors[..., 2:] + anchors[..., :2]
-    logs = deltas[..., 2:] * VARIANCES[2]
-    sizes = xp.exp(xp.minimum(logs, xp.full_like(logs, MAX_LOG_SIZE))) * anchors[..., 2:]
-    return xp.concatenate([middles - sizes / 2, middles + sizes / 2], axis=-1)
+    sizes = anchors[..., 2:]
+    # One product over all four columns: the rest depends on the anchors alone and is folded in a graph.
+    scales = xp.concatenate([sizes * VARIANCES[0], xp.full_like(sizes, VARIANCES[2])], axis=-1)
+    scaled = deltas * scales
+    middles = scaled[..., :2] + anchors[..., :2]
+    logs = scaled[..., 2:]
+    halves = xp.exp(xp.minimum(logs, xp.full_like(logs, MAX_LOG_SIZE))) * (sizes / 2)
+    return xp.concatenate([middles - halves, middles + halves], axis=-1)

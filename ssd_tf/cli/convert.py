@@ -68,7 +68,7 @@ def _count(name, text):
         value = float(text.removesuffix("M")) * (1e6 if text.endswith("M") else 1)
         if value >= 1:
             return int(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # not a number, or not a finite one
         pass
     raise ConfigError(f"--{name}: expected a number such as 64M, got {text!r}")
 

@@ -21,7 +21,11 @@ def prepare(values):
     """Turns flags into the arguments of api.predict.demo."""
     runner.required(values, "run_dir", "input")
     names = ("run_dir", "input", "output", "checkpoint", "score_threshold")
-    return {**{name: values[name].value for name in names}, "progress": runner.progress_printer("images")}
+    return {
+        **{name: values[name].value for name in names},
+        "write_line": print,
+        "progress": runner.progress_printer("images"),
+    }
 
 
 def show(result):

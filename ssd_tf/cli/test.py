@@ -28,13 +28,17 @@ def prepare(values):
     if values.metric not in ("voc07", "voc", "coco"):
         raise ConfigError(f"--metric: {values.metric!r} is none of voc07, voc, coco")
     names = ("run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size")
-    return {**{name: values[name].value for name in names}, "progress": runner.progress_printer("images")}
+    return {
+        **{name: values[name].value for name in names},
+        "write_line": print,
+        "progress": runner.progress_printer("images"),
+    }
 
 
 def show(result):
-    """Returns the table for people; the api has formatted it."""
+    """Returns the last line for people; the api has printed the table."""
     speed = result["images_per_second"]
-    return result["table"] + ("" if speed is None else f"\n{result['images']} images, {speed} images/s")
+    return f"{result['images']} images" + ("" if speed is None else f", {speed} images/s")
 
 
 COMMAND = runner.Command(

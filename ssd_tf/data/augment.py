@@ -80,9 +80,7 @@ def draw_window(boxes, ignore, settings, expand, crop, pick):
     Returns:
       float32 [4], yxyx in units of the image; reaches beyond [0, 1] where the image was expanded.
     """
-    ratio = tf.where(
-        expand[0] < settings.expand_probability, 1.0 + expand[1] * (settings.expand_max - 1.0), 1.0
-    )
+    ratio = tf.where(expand[0] < settings.expand_probability, 1.0 + expand[1] * (settings.expand_max - 1.0), 1.0)
     corner = -expand[2:4] * (ratio - 1.0)
     canvas = tf.concat([corner, corner + ratio], 0)
     objects = ops.rescale(tf.boolean_mask(boxes, ~ignore), canvas, tnp)

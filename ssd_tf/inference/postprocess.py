@@ -19,8 +19,7 @@ def postprocess(outputs, anchors, settings):
       (boxes float32 [B, D, 4] yxyx normalised and inside the image, scores float32 [B, D], classes int32 [B, D]
       1..C, counts int32 [B]), best first; rows beyond the count are padding.
     """
-    scores = tf.nn.softmax(outputs["class_logits"])[..., 1:]
-    boxes = ops.clip(coder.decode(outputs["box_deltas"], anchors, tnp), tnp)
+    boxes, scores = decode_scores(outputs, anchors)
     boxes, scores, classes, counts = nms_tensorflow.class_wise_nms(
         boxes,
         scores,
@@ -30,3 +29,13 @@ def postprocess(outputs, anchors, settings):
         settings.max_detections,
     )
     return boxes, scores, classes + 1, counts
+
+
+def decode_scores(outputs, anchors):
+    """Turns the network's outputs into boxes and probabilities.
+
+    Returns:
+      (boxes float32 [B, A, 4] yxyx normalised, clipped to the image; scores float32 [B, A, C] without background).
+    """
+    scores = tf.nn.softmax(outputs["class_logits"])[..., 1:]
+    return ops.clip(coder.decode(outputs["box_deltas"], anchors, tnp), tnp), scores

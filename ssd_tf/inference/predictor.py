@@ -84,7 +84,9 @@ class Predictor:
 
     def warm_up(self, batch_size):
         """Traces and compiles, so that a timing that follows measures detection alone."""
-        self.detect_batch(tf.zeros([batch_size, *self.config.model.image_size, 3], tf.uint8), [(1, 1)] * batch_size)
+        self.detect_batch(
+            tf.zeros([batch_size, *self.config.model.image_size, 3], tf.uint8), [(1, 1)] * batch_size
+        )
 
     def draw(self, image, detections, score_threshold=0.0):
         """Returns uint8 [H, W, 3] RGB: the image with boxes, names and scores drawn."""

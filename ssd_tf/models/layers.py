@@ -188,5 +188,3 @@ def copy_weights(source, target):
         elif layer.weights:
             missing.append(layer.name)
     return missing
-
-

@@ -5,6 +5,7 @@ preprocessing it expects. Channels and map sizes are always read from the built 
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,9 @@ def register_backbone(name, taps, preprocessing="none", extras=None):
     if name in _BACKBONES:
         raise ConfigError(f"backbone {name!r} is registered already")
     if preprocessing not in layers.PREPROCESSING:
-        raise ConfigError(f"backbone {name!r}: preprocessing {preprocessing!r} is none of {[*layers.PREPROCESSING]}")
+        raise ConfigError(
+            f"backbone {name!r}: preprocessing {preprocessing!r} is none of {[*layers.PREPROCESSING]}"
+        )
 
     def register(build):
         _BACKBONES[name] = Backbone(name, build, tuple(taps), preprocessing, extras)
@@ -158,7 +161,7 @@ def _with_extras(maps, backbone, settings):
 
 def _check_maps(maps, settings):
     sizes = [tuple(feature.shape[1:3]) for feature in maps]
-    for fine, coarse in zip(sizes, sizes[1:]):
+    for fine, coarse in itertools.pairwise(sizes):
         if not (coarse[0] <= fine[0] and coarse[1] <= fine[1]):
             raise ConfigError(f"taps out of order: a {coarse} map follows a {fine} one")
     if len(maps) < settings.levels:

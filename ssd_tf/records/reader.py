@@ -78,7 +78,9 @@ def _open_directory(path):
     shards = sorted(path.glob("*.tfrecord"))
     if not (path / MANIFEST).exists():
         if shards:
-            raise DataError(f"conversion was interrupted; run ssd_image_to_tf again with --overwrite: {shown(path)}")
+            raise DataError(
+                f"conversion was interrupted; run ssd_image_to_tf again with --overwrite: {shown(path)}"
+            )
         raise DataError(f"no records in {shown(path)}; ssd_image_to_tf makes them")
     manifest = fileio.read_json(path / MANIFEST)
     label_map = LabelMap.from_json(fileio.read_json(path / LABEL_MAP), path / LABEL_MAP)
@@ -154,7 +156,7 @@ class _Guarded:
             yield from self.dataset
 
 
-class record_errors:  # noqa: N801 - reads as a statement: with record_errors(files)
+class record_errors:
     """Context that turns TensorFlow's report of damaged records into a DataError naming the shard."""
 
     def __init__(self, files):

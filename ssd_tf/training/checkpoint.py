@@ -38,8 +38,8 @@ def restore(checkpoint, model):
     Raises:
       DataError: the files do not fit the model.
     """
+    model.optimizer.build(model.trainable_variables)  # first, or Keras warns that the file holds more than it has
     load_weights(checkpoint, model)
-    model.optimizer.build(model.trainable_variables)
     with np.load(checkpoint.path / OPTIMIZER, allow_pickle=False) as values:
         if len(values) != len(model.optimizer.variables):
             raise DataError(f"the optimizer's state does not fit: {shown(checkpoint.path)}")

@@ -11,14 +11,9 @@ from ssd_tf.api import build
 from ssd_tf.models.detector import all_layers
 
 MEAN = (0.48235, 0.45882, 0.40784)  # torchvision's, of pixels in [0, 1]; its deviation is 1 / 255
+BODY = [f"block{block}_conv{conv}" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3)) for conv in range(1, count + 1)]
 CONVOLUTIONS = {
-    **dict(
-        zip(
-            (f"backbone.features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)),
-            (f"block{block}_conv{conv}" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3)) for conv in range(1, count + 1)),
-            strict=True,
-        )
-    ),
+    **{f"backbone.features.{i}": name for i, name in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21), BODY, strict=True)},
     "backbone.extra.0.1": "block5_conv1",
     "backbone.extra.0.3": "block5_conv2",
     "backbone.extra.0.5": "block5_conv3",
@@ -35,8 +30,10 @@ TO_YXHW = [1, 0, 3, 2]  # torchvision regresses (x, y, w, h)
 def seeded(key, shape):
     """The golden files' weights: a function of key and shape alone."""
     value = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+    if key == "backbone.scale_weight":
+        return 21 + np.float32(0.1) * value
     if len(shape) == 1:
-        return 0.05 * value
+        return np.float32(0.05) * value
     return value * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
@@ -55,9 +52,7 @@ def fill(model, shapes):
             kernel, bias = swap_axes_of_boxes(kernel), swap_axes_of_boxes(bias)
         named[name].set_weights([kernel, bias])
     scale = "backbone.scale_weight"
-    # One-dimensional and neither "...weight" of a norm nor anything else: the golden files' own rule.
-    value = np.random.default_rng(zlib.crc32(scale.encode())).standard_normal(shapes[scale]).astype(np.float32)
-    named["neck_block4_conv3"].set_weights([21 + 0.1 * value])
+    named["neck_block4_conv3"].set_weights([seeded(scale, shapes[scale])])
     return {f"{key}.{part}" for key in CONVOLUTIONS for part in ("weight", "bias")} | {scale}
 
 
@@ -75,8 +70,8 @@ def detector(golden):
         model__image_size=(300, 300),
         model__num_classes=90,
         model__weights="none",
-        model__preprocessing="custom",
         model__input_mean=tuple(255 * mean for mean in MEAN),
+        model__preprocessing="custom",
         anchors__preset="ssd300_coco",
         anchors__clip="size",
     )
@@ -91,18 +86,12 @@ def test_all_weights_are_mapped(detector):
 
 
 def test_preprocessing(detector, reference):
-    pixels = detector.model.get_layer("preprocess")(reference["image_rgb_uint8"])
-    np.testing.assert_allclose(
-        np.asarray(pixels)[0, ::10, ::10], np.moveaxis(_channels_last(reference["normalised"]), 0, 0), atol=1e-3
-    )
-
-
-def _channels_last(values):
-    return values if values.shape[-1] == 3 else np.moveaxis(values.reshape(3, 30, 30), 0, -1)
+    pixels = np.asarray(detector.model.get_layer("preprocess")(reference["image_rgb_uint8"]))
+    np.testing.assert_allclose(pixels[:, ::10, ::10], reference["normalised"], atol=1e-3)
 
 
 def test_outputs(detector, reference):
-    outputs = detector.model.predict_on_batch(reference["image_rgb_uint8"])
+    outputs = {key: np.asarray(value) for key, value in detector.model(reference["image_rgb_uint8"]).items()}
     for name, found, expected in (
         ("cls_logits", outputs["class_logits"][:, ::4], reference["cls_logits"]),
         ("bbox_regression", outputs["box_deltas"][..., TO_YXHW], reference["bbox_regression"]),

@@ -1,0 +1,66 @@
+"""Input pipeline with augmentation and targets, beside decoding and resizing alone.
+
+python scripts/benchmark_input.py --records=tfrecords/bccd_trainval [--config=NAME] [--set=KEY=VALUE]
+"""
+
+import argparse
+
+import tensorflow as tf
+import timing
+
+from ssd_tf import config as configs
+from ssd_tf.api import build
+from ssd_tf.data import pipeline
+from ssd_tf.records import reader, schema
+
+_BATCHES = 20
+
+
+def main():
+    """Prints images per second of both, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", required=True)
+    parser.add_argument("--config", default=configs.DEFAULT_RECIPE)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--rounds", type=int, default=11)
+    options = parser.parse_args()
+    records = reader.open_records(options.records)
+    config = configs.replace(
+        configs.load_config(options.config, options.set), model__num_classes=len(records.label_map)
+    )
+    ours = iter(pipeline.training_stream(records, build.build_anchors(config), config))
+    plain = iter(decode_and_resize(records, config))
+    seconds = timing.alternate({"pipeline": _taker(ours), "decode_resize": _taker(plain)}, options.rounds)
+    images = _BATCHES * config.train.batch_size
+    timing.report(
+        "input",
+        images_per_second=images / timing.median(seconds)["pipeline"],
+        decode_resize_images_per_second=images / timing.median(seconds)["decode_resize"],
+        share_of_decode_resize=timing.ratio(seconds, "decode_resize", "pipeline"),
+        batch=config.train.batch_size,
+    )
+
+
+def decode_and_resize(records, config):
+    """The ceiling: whole images decoded in the fastest form and resized, nothing else."""
+    dataset = tf.data.TFRecordDataset(list(records.files)).repeat()
+
+    def prepare(serialized):
+        feature = {schema.ENCODED: tf.io.FixedLenFeature([], tf.string)}
+        encoded = tf.io.parse_single_example(serialized, feature)[schema.ENCODED]
+        return tf.image.resize(tf.io.decode_jpeg(encoded, channels=3), config.model.image_size)
+
+    dataset = dataset.map(prepare, tf.data.AUTOTUNE).batch(config.train.batch_size, drop_remainder=True)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _taker(iterator):
+    def take():
+        for _ in range(_BATCHES):
+            next(iterator)
+
+    return take
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Shards to batches: order, resuming, seeds, weights, the validation pass."""
+
+import dataclasses
+import itertools
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from ssd_tf import config as configs
+from ssd_tf.boxes import anchors
+from ssd_tf.data import pipeline
+from ssd_tf.records import reader, writer
+from ssd_tf.structures import Example, LabelMap
+
+NUM_IMAGES = 11
+SIZE = (32, 48)
+ANCHORS = anchors.make_anchors(anchors.default_spec(2), [(4, 6), (2, 3)], SIZE)
+LABELS = LabelMap(("cell", "disc"))
+
+
+def grey(index):
+    """The grey level by which an image is recognised."""
+    return 20 + 20 * index
+
+
+def draw_examples(folder, count=NUM_IMAGES):
+    """Images of one grey level each; the first has no box, the others 1 or 2, one of them difficult."""
+    folder.mkdir()
+    examples = []
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.new("RGB", (60, 40), (grey(index),) * 3).save(path)
+        boxes = np.array([[3, 6, 35, 41], [11, 29, 38, 57]])[: min(index, 1 + index % 2)]
+        names = ("cell", "disc")[: len(boxes)]
+        examples.append(Example(str(index), str(path), boxes, names, difficult=[index == 2][: len(boxes)]))
+    return examples
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Eleven images in three shards."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    examples = draw_examples(folder / "images")
+    output = folder / "drawn"
+    output.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_SHARD_BYTES", sum(os.path.getsize(e.image) for e in examples) // 3 + 1)
+        writer.write_records(examples, LABELS, output, writer.WriteOptions(workers=1))
+    opened = reader.open_records(output)
+    assert len(opened.files) == 3
+    return opened
+
+
+def make_config(augmented=True, **leaves):
+    base = configs.replace(
+        configs.Config(), model__image_size=SIZE, train__batch_size=1, train__seed=5, data__shuffle_buffer=4
+    )
+    if not augmented:
+        off = {f"augment__{part}_probability": 0.0 for part in ("color", "expand", "crop", "flip")}
+        base = configs.replace(base, **off)
+    return configs.replace(base, **leaves)
+
+
+def take(records, config, count, start=0):
+    """`count` batches as NumPy: (images, targets, weights)."""
+    return list(pipeline.training_stream(records, ANCHORS, config, start).take(count).as_numpy_iterator())
+
+
+def greys(batches):
+    return [int(image[0, 0, 0]) for images, _, _ in batches for image in images]
+
+
+def check_equal(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        for a, b in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def differs(ones, others):
+    return any(not np.array_equal(one[0], other[0]) for one, other in zip(ones, others, strict=True))
+
+
+def test_shapes_dtypes_and_full_batches(records):
+    stream = pipeline.training_stream(records, ANCHORS, make_config(train__batch_size=4))
+    images, targets, weights = next(iter(stream))
+    count = len(ANCHORS)
+    assert (images.shape, images.dtype) == ((4, *SIZE, 3), tf.uint8)
+    assert (targets["class_logits"].shape, targets["class_logits"].dtype) == ((4, count), tf.int32)
+    assert (targets["box_deltas"].shape, targets["box_deltas"].dtype) == ((4, count, 5), tf.float32)
+    assert (weights.shape, weights.dtype) == ((4,), tf.float32)
+    assert stream.element_spec[0].shape[1:] == (*SIZE, 3)
+
+
+def test_every_epoch_is_a_permutation_of_the_set(records):
+    seen = greys(take(records, make_config(augmented=False), 4 * NUM_IMAGES))
+    everything = [grey(index) for index in range(NUM_IMAGES)]
+    epochs = [seen[first : first + NUM_IMAGES] for first in range(0, len(seen), NUM_IMAGES)]
+    assert [sorted(epoch) for epoch in epochs] == [everything] * 4
+    assert len({tuple(epoch) for epoch in epochs}) == 4  # each in an order of its own
+    assert everything not in epochs
+
+
+def test_shuffling_moves_the_shards_too(records):
+    # With a buffer of one, only the order of the shards can differ.
+    seen = greys(take(records, make_config(augmented=False, data__shuffle_buffer=1), 6 * NUM_IMAGES))
+    assert len({tuple(seen[first : first + NUM_IMAGES]) for first in range(0, len(seen), NUM_IMAGES)}) > 1
+
+
+def test_same_seed_same_stream_other_seed_other_stream(records):
+    first, again = (take(records, make_config(), 2 * NUM_IMAGES) for _ in range(2))
+    check_equal(first, again)
+    other = take(records, make_config(train__seed=6), 2 * NUM_IMAGES)
+    assert differs(first, other)
+    plain = make_config(augmented=False)
+    orders = [greys(take(records, configs.replace(plain, train__seed=seed), NUM_IMAGES)) for seed in range(4)]
+    assert len({tuple(order) for order in orders}) > 2
+
+
+def test_an_image_is_augmented_anew_in_every_epoch(records):
+    config = make_config(augment__color_probability=0.0, data__shuffle_buffer=1)
+    epochs = take(records, config, 3 * NUM_IMAGES)
+    by_image = {}
+    for images, targets, _ in epochs:
+        level = int(np.bincount(images[..., 0].ravel()).argmax())
+        by_image.setdefault(level, []).append(targets["box_deltas"])
+    repeated = [deltas for deltas in by_image.values() if len(deltas) > 1 and deltas[0].any()]
+    assert repeated
+    assert any(not np.array_equal(deltas[0], deltas[1]) for deltas in repeated)
+
+
+def test_the_stream_does_not_depend_on_global_seeds(records):
+    config = make_config()
+    tf.random.set_seed(1)
+    keras.utils.set_random_seed(1)
+    first = take(records, config, NUM_IMAGES + 3)
+    tf.random.set_seed(2)
+    keras.utils.set_random_seed(3)
+    second = take(records, config, NUM_IMAGES + 3)
+    check_equal(first, second)
+
+
+def test_building_a_stream_leaves_the_global_seed_alone(records):
+    def draw():
+        tf.random.set_seed(7)
+        pipeline.training_stream(records, ANCHORS, make_config())
+        return float(tf.random.uniform([]))
+
+    tf.random.set_seed(7)
+    assert float(tf.random.uniform([])) == draw()
+
+
+@pytest.mark.parametrize("start", [1, 5, NUM_IMAGES - 1, NUM_IMAGES, NUM_IMAGES + 4])
+def test_a_stream_continues_where_it_was_left(records, start):
+    whole = take(records, make_config(), 2 * NUM_IMAGES + 3)
+    rest = take(records, make_config(), 2 * NUM_IMAGES + 3 - start, start)
+    check_equal(whole[start:], rest)
+
+
+def test_batches_continue_across_the_epochs(records):
+    config = make_config(train__batch_size=4)
+    whole = take(records, config, 7)  # 28 images of 11: two borders
+    for done in (2, 3, 5):
+        check_equal(whole[done:], take(records, config, 7 - done, done * 4))
+
+
+def test_a_batch_larger_than_the_set_repeats_examples(records):
+    images, targets, weights = take(records, make_config(augmented=False, train__batch_size=25), 1)[0]
+    levels = np.bincount(images[:, 0, 0, 0], minlength=256)
+    assert len(images) == len(weights) == len(targets["class_logits"]) == 25
+    assert {int(levels[grey(index)]) for index in range(NUM_IMAGES)} == {2, 3}
+
+
+@pytest.mark.parametrize("min_negatives", [0, 3])
+def test_the_weight_is_the_batch_over_its_positives(records, min_negatives):
+    config = make_config(train__batch_size=4, loss__min_negatives=min_negatives)
+    for images, targets, weights in take(records, config, 5):
+        positives = targets["box_deltas"][..., 4].sum()
+        expected = len(images) / max(positives, 4 * min_negatives / 3, 1)
+        np.testing.assert_allclose(weights, np.full(4, expected), rtol=1e-6)
+
+
+def test_a_batch_without_positives_has_a_finite_weight(records):
+    config = make_config(augmented=False)
+    without = [w for images, _, w in take(records, config, NUM_IMAGES) if images[0, 0, 0, 0] == grey(0)]
+    np.testing.assert_array_equal(without, [[1.0]])
+
+
+def test_targets_of_the_stream_fit_its_images(records):
+    for _, targets, _ in take(records, make_config(), NUM_IMAGES):
+        labels, deltas = targets["class_logits"], targets["box_deltas"]
+        np.testing.assert_array_equal(labels > 0, deltas[..., 4] == 1)
+        assert set(np.unique(labels)) <= {-1, 0, 1, 2}
+        assert np.isfinite(deltas).all()
+
+
+def test_the_validation_pass_is_finite_in_order_and_whole(records):
+    config = make_config(train__batch_size=4)
+    batches = list(pipeline.validation_batches(records, ANCHORS, config).as_numpy_iterator())
+    assert [len(images) for images, _, _ in batches] == [4, 4, 3]
+    assert greys(batches) == [grey(index) for index in range(NUM_IMAGES)]
+    for images, targets, weights in batches:
+        assert (images == images[:, :1, :1, :1]).all()  # nothing augmented
+        assert [part.dtype for part in (images, *targets.values(), weights)] == [
+            np.uint8,
+            *([np.float32, np.int32] if next(iter(targets)) == "box_deltas" else [np.int32, np.float32]),
+            np.float32,
+        ]
+        positives = targets["box_deltas"][..., 4].sum()
+        np.testing.assert_allclose(weights, np.full(len(images), len(images) / max(positives, 1)), rtol=1e-6)
+
+
+def test_validation_and_unaugmented_training_give_the_same_targets(records):
+    config = make_config(augmented=False)
+    validation = pipeline.validation_batches(records, ANCHORS, config).as_numpy_iterator()
+    expected = {int(images[0, 0, 0, 0]): (images, targets) for images, targets, _ in validation}
+    for images, targets, _ in take(records, config, NUM_IMAGES):
+        check_equal([(images, targets)], [expected[int(images[0, 0, 0, 0])]])
+
+
+def test_difficult_boxes_are_ignored_unless_asked_for(records):
+    found = {}
+    for use in (False, True):
+        config = make_config(data__use_difficult=use)
+        batches = pipeline.validation_batches(records, ANCHORS, config).as_numpy_iterator()
+        found[use] = next(itertools.islice(batches, 2, None))[1]["class_logits"]
+    assert (found[False] == -1).any() and not (found[False] > 0).any()
+    assert (found[True] == 1).any() and not (found[True] == -1).any()
+
+
+def test_inference_batches_name_their_images(records):
+    batches = list(pipeline.inference_batches(records, SIZE, "bilinear", 5).as_numpy_iterator())
+    assert [len(images) for images, _, _ in batches] == [5, 5, 1]
+    assert [name.decode() for _, names, _ in batches for name in names] == [str(i) for i in range(NUM_IMAGES)]
+    for images, _, sizes in batches:
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(sizes, [[40, 60]] * len(images))
+
+
+def test_one_record_is_enough(tmp_path):
+    output = tmp_path / "one"
+    output.mkdir()
+    examples = draw_examples(tmp_path / "images", 2)[1:]
+    writer.write_records(examples, LABELS, output, writer.WriteOptions(workers=1))
+    opened = dataclasses.replace(reader.open_records(output))
+    images, _, _ = take(opened, make_config(augmented=False, train__batch_size=3), 1)[0]
+    assert images[:, 0, 0, 0].tolist() == [grey(1)] * 3

@@ -1,0 +1,94 @@
+"""Boxes on pictures, pixel by pixel."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_tf.errors import ConfigError
+from ssd_tf.inference.drawing import class_color, draw_boxes, encode
+
+GREY = np.full((120, 160, 3), 128, np.uint8)
+
+
+def changed(picture):
+    """(top, left, bottom, right) of the pixels that are not grey any more."""
+    rows, columns = np.nonzero(np.any(picture != 128, axis=2))
+    return rows.min(), columns.min(), rows.max(), columns.max()
+
+
+def test_edges_have_the_colour_of_the_class():
+    picture = draw_boxes(GREY, [[40, 50, 100, 90]], [""], [3])
+    for y, x in ((70, 40), (70, 100), (50, 90), (90, 70)):
+        assert tuple(picture[y, x]) == class_color(3)
+    assert np.all(picture[60:80, 50:90] == 128)  # inside
+    assert np.all(picture[:, :38] == 128)
+    assert np.all(picture[93:] == 128)
+
+
+def test_colours_of_classes_differ_and_stay():
+    colours = [class_color(class_id) for class_id in range(1, 21)]
+    assert len(set(colours)) == 20
+    assert class_color(1) == colours[0]
+    distances = [np.abs(np.subtract(a, b)).max() for a, b in zip(colours, colours[1:], strict=False)]
+    assert min(distances) > 60
+
+
+def test_input_is_not_changed():
+    image = GREY.copy()
+    image.setflags(write=False)
+    picture = draw_boxes(image, [[10, 10, 50, 50]], ["cat 0.9"], [1])
+    assert np.all(image == 128)
+    assert picture.shape == image.shape
+    assert picture.dtype == np.uint8
+    assert np.any(picture != image)
+
+
+def test_nothing_to_draw():
+    assert np.array_equal(draw_boxes(GREY, np.zeros((0, 4)), [], []), GREY)
+
+
+def test_best_box_lies_on_top():
+    boxes = [[40, 50, 100, 90], [40, 50, 100, 90]]
+    assert tuple(draw_boxes(GREY, boxes, ["", ""], [1, 2])[70, 40]) == class_color(1)
+    assert tuple(draw_boxes(GREY, boxes, ["", ""], [2, 1])[70, 40]) == class_color(2)
+
+
+def test_caption_stands_above_the_box():
+    plain, captioned = (draw_boxes(GREY, [[40, 50, 100, 90]], [text], [4]) for text in ("", "bird 0.87"))
+    top, left, bottom, _ = changed(captioned)
+    assert top < changed(plain)[0] - 5
+    assert left >= 39
+    assert bottom <= 92
+    row = captioned[(top + 50) // 2, 40:60]
+    assert np.any(np.all(row == class_color(4), axis=1))
+
+
+@pytest.mark.parametrize("box", [[40, 0, 100, 60], [40, -30, 100, 60], [140, 2, 159, 60], [-40, 1, 30, 60]])
+def test_caption_at_a_border_stays_inside(box):
+    """Drawn on a larger canvas nothing of the caption would be lost."""
+    text = "bird 0.87"
+    picture = draw_boxes(GREY, [box], [text], [4])
+    reference = draw_boxes(GREY, [[40, 50, 100, 90]], [text], [4])
+    whole = reference[:50, :, :]  # the caption above an ordinary box, and its number of coloured pixels
+    caption = np.all(whole == class_color(4), axis=2)[:46].sum()
+    upper = np.all(picture[:20] == class_color(4), axis=2).sum()
+    assert caption > 200
+    assert upper >= caption
+
+
+def test_encode_keeps_colours():
+    red = np.zeros((8, 6, 3), np.uint8)
+    red[..., 0] = 250
+    decoded = np.asarray(Image.open(io.BytesIO(encode(red, "a/b.PNG"))))
+    assert np.array_equal(decoded, red)
+    jpeg = Image.open(io.BytesIO(encode(red, "b.jpg")))
+    assert jpeg.format == "JPEG"
+    assert np.abs(np.asarray(jpeg).astype(int) - red).max() < 8
+
+
+@pytest.mark.parametrize(("path", "named"), [("x.xyz", r"a \.xyz:"), ("x", "picture without suffix")])
+def test_unknown_suffix(path, named):
+    with pytest.raises(ConfigError, match=named):
+        encode(GREY, path)

@@ -1,0 +1,316 @@
+"""Settings: every leaf from TOML and from --set, what is refused and how, dump and load, resume."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssd_tf import config as configs
+from ssd_tf.errors import ConfigError
+
+LEAVES = {
+    f"{section.name}.{leaf.name}": leaf
+    for section in dataclasses.fields(configs.Config)
+    for leaf in dataclasses.fields(section.type)
+}
+
+
+def read(config, key):
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def refused(*overrides, recipe=None):
+    with pytest.raises(ConfigError) as caught:
+        configs.load_config(recipe, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write_recipe(folder, text):
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# One sample of each type of leaf: (key, TOML value, --set text, the value in the Config).
+SAMPLES = [
+    ("model.backbone", '"vgg16"', "vgg16", "vgg16"),
+    ("model.num_classes", "7", "7", 7),
+    ("model.image_size", "512", "512", (512, 512)),
+    ("model.image_size", "[300, 400]", "300,400", (300, 400)),
+    ("model.image_size", "[300, 400]", "[300, 400]", (300, 400)),
+    ("model.input_mean", "[123, 117.5, 104]", "123,117.5,104", (123.0, 117.5, 104.0)),
+    ("anchors.ratios", "[[1, 2], [1, 2, 0.5]]", "[[1, 2], [1, 2, 0.5]]", ((1.0, 2.0), (1.0, 2.0, 0.5))),
+    ("anchors.sizes", "[0.1, 0.2]", "0.1, 0.2", (0.1, 0.2)),
+    ("augment.crop_trials", "5", "5", 5),
+    ("train.learning_rate", "1", "1", 1.0),
+    ("train.learning_rate", "1e-3", "1e-3", 0.001),
+    ("train.freeze_batch_norm", "false", "false", False),
+    ("train.freeze_batch_norm", "false", "False", False),
+    ("train.jit_compile", "true", "TRUE", True),
+    ("train.schedule", '"multistep"', "multistep", "multistep"),
+    ("train.milestones", "[]", "[]", ()),
+    ("postprocess.score_threshold", "0.25", "0.25", 0.25),
+]
+
+
+@pytest.mark.parametrize(("key", "toml", "text", "expected"), SAMPLES)
+def test_leaf_from_recipe_and_from_override(tmp_path, key, toml, text, expected):
+    section, name = key.split(".")
+    path = write_recipe(tmp_path, f"[{section}]\n{name} = {toml}\n")
+    for config in (configs.load_config(path), configs.load_config(None, [f"{key}={text}"])):
+        value = read(config, key)
+        assert value == expected
+        assert type(value) is type(expected)
+        assert configs.replace(config, **{f"{section}__{name}": read(configs.Config(), key)}) == configs.Config()
+
+
+def test_override_spaces_and_equals_signs():
+    config = configs.load_config(None, [" train.batch_size = 8 ", "model.weights=/data/a=b.h5"])
+    assert config.train.batch_size == 8
+    assert config.model.weights == "/data/a=b.h5"
+
+
+def test_later_override_of_one_key_counts():
+    assert configs.load_config(None, ["train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+def test_override_stands_above_the_recipe():
+    config = configs.load_config("ssd300_vgg16_voc", ["train.batch_size=8"])
+    assert (config.model.backbone, config.train.batch_size, config.train.steps) == ("vgg16", 8, 120_000)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batchsize=8", "unknown key train.batchsize (did you mean train.batch_size?)"),
+        ("trian.batch_size=8", "unknown key trian.batch_size (did you mean train.batch_size?)"),
+        ("model.batch_size=8", "unknown key model.batch_size (did you mean train.batch_size?)"),
+        ("batch_size=8", "unknown key batch_size (did you mean train.batch_size?)"),
+        ("train.learning_rte=1", "unknown key train.learning_rte (did you mean train.learning_rate?)"),
+        ("xyzzy.qqq=1", "unknown key xyzzy.qqq"),
+        ("train.batch_size", "--set wants section.key=value, got 'train.batch_size'"),
+        ("train.batch_size=8.0", "train.batch_size: expected integer, got 8.0"),
+        ("train.batch_size=true", "train.batch_size: expected integer, got True"),
+        ("train.batch_size=eight", "train.batch_size: expected integer, got 'eight'"),
+        ("train.batch_size=", "train.batch_size: expected integer, got ''"),
+        ("train.batch_size=8\ntrain.seed=1", "train.batch_size: expected integer, got '8\\ntrain.seed=1'"),
+        ("train.jit_compile=yes", "train.jit_compile: expected true or false, got 'yes'"),
+        ("train.jit_compile=1", "train.jit_compile: expected true or false, got '1'"),
+        ("train.learning_rate=nan", "train.learning_rate: expected number, got nan"),
+        ("train.learning_rate=inf", "train.learning_rate: expected number, got inf"),
+        ("train.learning_rate='0.1'", "train.learning_rate: expected number, got '0.1'"),
+        ("train.batch_size=0", "train.batch_size: 0 is outside 1..100000"),
+        ("train.steps=-1", "train.steps: -1 is outside 0.."),
+        ("model.image_size=16", "model.image_size: 16 is outside 32..4096"),
+        ("model.image_size=300,9999", "model.image_size: 9999 is outside 32..4096"),
+        ("model.image_size=1,2,3", "model.image_size: expected a list of integers, got [1, 2, 3]"),
+        ("model.image_size=300.5", "model.image_size: expected a list of integers, got 300.5"),
+        ("anchors.sizes=0.5", "anchors.sizes: expected a list of numbers, got 0.5"),
+        ("anchors.ratios=[1, 2]", "anchors.ratios: expected a list of numbers, got 1"),
+        ("matcher.iou_threshold=1.5", "matcher.iou_threshold: 1.5 is outside 0.0..1.0"),
+        ("train.schedule=cosin", "train.schedule: 'cosin' is none of cosine, multistep, constant (did you mean cosine?)"),
+        ("matcher.forced=x", "matcher.forced: 'x' is none of argmax, greedy"),
+        ("train.milestones=0.5,0.5", "train.milestones must increase"),
+        ("train.milestones=0.8,0.6", "train.milestones must increase"),
+        ("train.milestones=0.5,1.5", "train.milestones: 1.5 is outside 0.0..1.0"),
+        ("model.preprocessing=custom", "model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)"),
+    ],
+)
+def test_wrong_override_is_one_line_that_names_the_key(override, message):
+    assert refused(override) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nbatchsize = 8\n", "unknown key train.batchsize (did you mean train.batch_size?)"),
+        ("[trian]\nseed = 8\n", "mine.toml: unknown key trian (did you mean train?)"),
+        ("train = 3\n", "mine.toml: train is a table of keys, not a value"),
+        ("seed = 3\n", "mine.toml: unknown key seed"),
+        ('[train]\nbatch_size = "8"\n', "train.batch_size: expected integer, got '8'"),
+        ("[train]\nseed = 2024-01-01\n", "train.seed: expected integer, got datetime.date(2024, 1, 1)"),
+        ("[model]\nbackbone = 3\n", "model.backbone: expected text, got 3"),
+        ("[train]\njit_compile = 1\n", "train.jit_compile: expected true or false, got 1"),
+        ("[train]\nseed = {a = 1}\n", "train.seed: expected integer, got {'a': 1}"),
+        ("[train\nseed = 1", "mine.toml: Expected ']' at the end of a table declaration (at line 1, column 7)"),
+        ("[train]\nseed = 1\nseed = 2\n", "mine.toml: Cannot overwrite a value (at line 3, column 9)"),
+        ("[train]\nsteps = 1\nepochs = 2.0\n", "mine.toml: train.steps and train.epochs exclude each other"),
+    ],
+)
+def test_wrong_recipe_is_one_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, text)
+    assert refused(recipe="mine.toml") == message
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(recipe="mine.toml") == "no such file: mine.toml"
+    (tmp_path / "mine.toml").write_bytes(b"# \xe9\n")
+    assert refused(recipe="mine.toml") == "mine.toml is not UTF-8 (byte 0xE9 at 2)"
+    (tmp_path / "mine.toml").write_bytes(b"#" * (2 << 20))
+    assert refused(recipe="mine.toml") == "refused: larger than 1 MiB: mine.toml"
+    (tmp_path / "mine.toml").write_text("a = " + "[" * 100_000)
+    assert refused(recipe="mine.toml").startswith("mine.toml: ")
+
+
+def test_unknown_recipe_lists_those_there_are():
+    message = refused(recipe="ssd300_vgg16_vok")
+    names = ", ".join(configs.list_recipes())
+    assert message == f"unknown recipe 'ssd300_vgg16_vok' (did you mean ssd300_vgg16_voc?); there are: {names}"
+    assert refused(recipe="../etc/passwd") == f"unknown recipe '../etc/passwd'; there are: {names}"
+
+
+def test_recipes_are_listed_by_name():
+    names = configs.list_recipes()
+    assert names == sorted(names)
+    assert {"quickstart", "ssd300_vgg16_voc", configs.DEFAULT_RECIPE} <= set(names)
+
+
+def test_one_clock_replaces_the_other(tmp_path):
+    by_steps = write_recipe(tmp_path, "[train]\nsteps = 100\n")
+    config = configs.load_config(by_steps, ["train.epochs=3"])
+    assert (config.train.steps, config.train.epochs) == (0, 3.0)
+    by_epochs = write_recipe(tmp_path, "[train]\nepochs = 3\n")
+    config = configs.load_config(by_epochs, ["train.steps=100"])
+    assert (config.train.steps, config.train.epochs) == (100, 0.0)
+    for pair in (["train.steps=1", "train.epochs=1"], ["train.epochs=1", "train.steps=1"]):
+        assert refused(*pair, recipe=by_steps) == "train.steps and train.epochs exclude each other"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_examples", "steps"),
+    [
+        (["train.steps=7"], 1000, 7),
+        (["train.epochs=2", "train.batch_size=8"], 100, 25),
+        (["train.epochs=1", "train.batch_size=8"], 9, 2),
+        (["train.epochs=0.5", "train.batch_size=32"], 3, 1),
+    ],
+)
+def test_epochs_become_steps(overrides, num_examples, steps):
+    config = configs.resolve_steps(configs.load_config(None, overrides), num_examples)
+    assert (config.train.steps, config.train.epochs) == (steps, 0.0)
+
+
+def test_no_clock_is_an_error_naming_the_key():
+    with pytest.raises(ConfigError, match=r"^set train\.steps or train\.epochs"):
+        configs.resolve_steps(configs.Config(), 100)
+
+
+RESUMABLE = {"train.steps", "train.checkpoint_steps", "train.keep_last"}
+RESUMABLE |= {"train.validation_steps", "train.validation_metric", "train.log_steps"}
+
+
+def other_value(leaf):
+    """A valid value of a leaf other than its default."""
+    choices, high = leaf.metadata.get("choices"), leaf.metadata.get("high")
+    if choices:
+        return next(choice for choice in choices if choice != leaf.default)
+    if leaf.type is bool:
+        return not leaf.default
+    if leaf.type is str:
+        return leaf.default + "x"
+    if isinstance(leaf.type, types.GenericAlias):
+        inner = typing.get_args(leaf.type)[0]
+        fixed = typing.get_args(leaf.type)[-1] is not Ellipsis
+        return (64, 96) if fixed else ((0.5,),) if isinstance(inner, types.GenericAlias) else (0.5,)
+    return leaf.type(leaf.default + 1 if high is None or leaf.default + 1 <= high else leaf.default / 2 + 0.1)
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_only_validation_and_logging_may_change_on_resume(key):
+    section, name = key.split(".")
+    old = configs.Config()
+    new = configs.replace(old, **{f"{section}__{name}": other_value(LEAVES[key])})
+    assert new != old
+    configs.check_resume(old, old)
+    if key in RESUMABLE:
+        configs.check_resume(old, new)
+        return
+    with pytest.raises(ConfigError) as caught:
+        configs.check_resume(old, new)
+    before, after = read(old, key), read(new, key)
+    assert str(caught.value) == (
+        f"cannot resume: {key} {before} -> {after} (start a new run_dir, or --init_from)"
+    )
+
+
+def number_leaf(leaf, kind):
+    low, high = leaf.metadata.get("low"), leaf.metadata.get("high")
+    if kind is int:
+        return st.integers(-(2**40) if low is None else low, 2**40 if high is None else high)
+    return st.floats(low, high, allow_nan=False, allow_infinity=False)
+
+
+def values_of(leaf):
+    """A strategy for all valid values of a leaf."""
+    kind, choices = leaf.type, leaf.metadata.get("choices")
+    if choices:
+        return st.sampled_from(choices)
+    if kind is str:
+        return st.text(st.characters(codec="utf-8"), max_size=20)
+    if kind is bool:
+        return st.booleans()
+    if not isinstance(kind, types.GenericAlias):
+        return number_leaf(leaf, kind)
+    inner = typing.get_args(kind)[0]
+    if isinstance(inner, types.GenericAlias):
+        return st.lists(st.lists(number_leaf(leaf, float), max_size=3).map(tuple), max_size=3).map(tuple)
+    if typing.get_args(kind)[-1] is not Ellipsis:
+        return st.tuples(number_leaf(leaf, inner), number_leaf(leaf, inner))
+    return st.lists(number_leaf(leaf, inner), max_size=4, unique=True).map(sorted).map(tuple)
+
+
+def sections():
+    """A strategy for the nested dictionaries of a Config."""
+    tables = {}
+    for section in dataclasses.fields(configs.Config):
+        leaves = {leaf.name: values_of(leaf) for leaf in dataclasses.fields(section.type)}
+        tables[section.name] = st.fixed_dictionaries({}, optional=leaves)
+    return st.fixed_dictionaries(tables)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sections())
+def test_dump_and_load_is_the_identity(values):
+    if values["model"].get("preprocessing") == "custom":
+        values["model"]["input_mean"] = (1.0, 2.0, 3.0)
+    config = configs.from_dict(values, "values")
+    assert all(read(config, f"{s}.{n}") == value for s, leaves in values.items() for n, value in leaves.items())
+    dumped = json.loads(json.dumps(configs.to_dict(config), allow_nan=False))
+    assert configs.from_dict(dumped, "config.json") == config
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_dumped_leaf_read_as_override_is_the_leaf(data):
+    key = data.draw(st.sampled_from([key for key, leaf in LEAVES.items() if leaf.type is not str]))
+    value = data.draw(values_of(LEAVES[key]))
+    text = json.dumps(value)
+    assert read(configs.load_config(None, [f"{key}={text}"]), key) == value
+
+
+def test_every_leaf_has_a_documented_kind():
+    for key, leaf in LEAVES.items():
+        default = read(configs.Config(), key)
+        assert configs._checked(key, leaf, default) == default
+        assert not (isinstance(default, float) and math.isnan(default))
+
+
+def test_from_dict_names_the_file_of_damaged_settings():
+    with pytest.raises(ConfigError, match=r"^run/config\.json: expected a table of sections$"):
+        configs.from_dict([1], "run/config.json")
+    with pytest.raises(ConfigError, match=r"^run/config\.json: unknown key modle \(did you mean model\?\)$"):
+        configs.from_dict({"modle": {}}, "run/config.json")
+
+
+def test_config_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        configs.Config().train.batch_size = 3
