@@ -54,5 +54,4 @@ def suggest(name, options):
 
 def shown(name):
     """Returns a file name as text that is safe to print: control and undecodable bytes escaped."""
-    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(name))

@@ -22,6 +22,9 @@ _OUTPUT_FAULTS = {
     errno.EPERM: "permission denied",
     errno.EROFS: "read-only file system",
     errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.ENOENT: "no such directory",
+    errno.EISDIR: "a directory stands where a file is wanted",
+    errno.ENAMETOOLONG: "file name too long",
 }
 
 
@@ -99,6 +102,17 @@ def make_directory(path):
         except FileExistsError:
             raise EnvironmentFault(f"a file stands where a directory is wanted: {shown(path)}") from None
     return path
+
+
+def claim_file(path):
+    """Makes sure that a file can be written later: creates its directory, refuses a directory of its name.
+
+    Raises:
+      EnvironmentFault: not writable, or a directory stands there.
+    """
+    make_directory(Path(path).parent)
+    if Path(path).is_dir():
+        raise EnvironmentFault(f"{_OUTPUT_FAULTS[errno.EISDIR]}: {shown(path)}")
 
 
 def claim_output(path, inputs=(), overwrite=False):
@@ -191,11 +205,13 @@ def read_json(path, limit=JSON_LIMIT):
     try:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()):
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
             raise DataError(f"{shown(path)}: cut at byte {len(text.encode()):,}") from None
         raise DataError(f"{shown(path)}:{error.lineno}:{error.colno}: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{shown(path)}: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{shown(path)}: {str(error).splitlines()[0]}") from None
 
 
 def write_json(path, value):

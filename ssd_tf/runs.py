@@ -63,7 +63,7 @@ def start_run(path, config, label_map):
       DataError: other classes.
     """
     path = fileio.make_directory(path)
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() and _steps(path):  # without a checkpoint there is nothing that could contradict
         old = _read(path)
         configs.check_resume(old.config, config)
         if old.label_map != label_map:
@@ -211,7 +211,8 @@ def save_checkpoint(path, step, write_files, state, keep_last, best=False):
 
 
 def _prune(path, keep_last):
-    best = _pointer(path / BEST)
-    for entry in _steps(path)[:-keep_last]:
+    latest, best = _pointer(path / LATEST), _pointer(path / BEST)
+    # A newer one was damaged when the training went on from before it: it must not count as kept.
+    for entry in [entry for entry in _steps(path) if entry.name <= latest][:-keep_last]:
         if entry.name != best:
             shutil.rmtree(entry, ignore_errors=True)

@@ -82,9 +82,25 @@ def write_bytes(path, data):
         file.write(data)
 
 
-def test_other_operating_system_errors_are_not_hidden(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_bytes(tmp_path / "missing" / "a.bin", b"new")
+def test_other_operating_system_errors_are_not_hidden(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_bytes(tmp_path / "a.bin", b"new")
+    assert names_in(tmp_path) == []
+
+
+def test_write_where_no_file_can_be(tmp_path):
+    path = tmp_path / "missing" / "a.bin"
+    assert message_of(EnvironmentFault, write_bytes, path, b"x") == f"no such directory: {path}"
+    directory = "a directory stands where a file is wanted"
+    assert message_of(EnvironmentFault, write_bytes, tmp_path, b"x") == f"{directory}: {tmp_path}"
+    assert message_of(EnvironmentFault, fileio.claim_file, tmp_path) == f"{directory}: {tmp_path}"
+    fileio.claim_file(path)
+    write_bytes(path, b"x")
+    assert path.read_bytes() == b"x"
 
 
 def test_write_below_a_file_is_an_environment_fault(tmp_path):
@@ -184,6 +200,8 @@ def test_read_text_drops_the_byte_order_mark(tmp_path):
         ('{"é": [1, 2', "{path}: cut at byte 12"),
         ('{"a": [1, 2], ', "{path}: cut at byte 14"),
         ("", "{path}: cut at byte 0"),
+        ('{"a": "some te', "{path}: cut at byte 14"),
+        ('{"a": "some\n', "{path}:1:12: Invalid control character at"),
         ("{} {}", "{path}:1:4: Extra data"),
         ("[" * 200_000, "{path}: nested too deeply"),
     ],
@@ -192,12 +210,6 @@ def test_bad_json_names_the_place(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_bytes(text.encode())
     assert message_of(DataError, fileio.read_json, path) == message.format(path=path)
-
-
-def test_json_cut_inside_a_text_is_one_line(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"a": "some te')
-    assert message_of(DataError, fileio.read_json, path).startswith(f"{path}:")
 
 
 def test_json_round_trip(tmp_path):

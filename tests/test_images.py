@@ -315,7 +315,14 @@ def test_photographs_keep_their_bytes(photographs):
         assert images.standardise(data, "a.jpg").data == data
 
 
-WINDOWS = [(0, 0, 480, 640), (0, 0, 17, 23), (101, 203, 77, 155), (33, 7, 400, 600), (479, 639, 1, 1), (9, 0, 471, 640)]
+WINDOWS = [
+    (0, 0, 480, 640),
+    (0, 0, 17, 23),
+    (101, 203, 77, 155),
+    (33, 7, 400, 600),
+    (479, 639, 1, 1),
+    (9, 0, 471, 640),
+]
 
 
 @pytest.mark.parametrize("window", WINDOWS)

@@ -2,6 +2,7 @@
 
 import time
 
+from ssd_tf import fileio
 from ssd_tf.annotations import coco as coco_files
 from ssd_tf.api import predict
 from ssd_tf.data import pipeline
@@ -43,6 +44,8 @@ def evaluate(
       12 numbers.
     """
     check_metric(metric)
+    if results:
+        fileio.claim_file(results)
     records = reader.open_records(data)
     truths = reader.read_examples(records)
     speed = None

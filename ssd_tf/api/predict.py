@@ -1,5 +1,6 @@
 """A run directory to a Predictor, and pictures to pictures with boxes."""
 
+import collections
 from pathlib import Path
 
 from ssd_tf import fileio, runs
@@ -77,7 +78,9 @@ def _outputs(source, target):
         if not files:
             raise DataError(f"no images in {shown(source)}")
         folder = target or source.with_name(source.name + "_detected")
-        pairs = [(file, folder / (file.stem + ".jpg")) for file in files]
+        stems = collections.Counter(file.stem for file in files)
+        names = [file.stem if stems[file.stem] == 1 else file.name for file in files]  # a.jpg beside a.png
+        pairs = [(file, folder / (name + ".jpg")) for file, name in zip(files, names)]
     else:
         pairs = [(source, target or source.with_name(source.stem + "_detected.jpg"))]
     for file, picture in pairs:

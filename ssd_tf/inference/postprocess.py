@@ -1,4 +1,4 @@
-"""From the network's outputs to boxes, scores and classes (SSD paper, section 3; trap: boxes are clipped first)."""
+"""From the network's outputs to boxes, scores and classes (SSD paper, section 3); boxes are clipped first."""
 
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp

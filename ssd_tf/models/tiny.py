@@ -1,6 +1,7 @@
 """TinySSD: Fire modules of SqueezeNet, thinned out layer by layer (Wong et al., arXiv 1802.06488).
 
-Batch norm stands behind every convolution (the paper trains from ImageNet weights, this one from scratch).
+The paper trains from ImageNet weights; for training from scratch one batch norm closes every Fire module. The
+others have none: on the large early maps it would cost more time than the convolutions.
 """
 
 import keras
@@ -37,7 +38,7 @@ def tiny_ssd(image_shape, weights):
     if weights == "imagenet":
         raise ConfigError("there are no ImageNet weights for tiny_ssd; set model.weights=none")
     image = keras.Input(image_shape)
-    x = conv_block(image, 57, 3, "conv1", stride=2, padding="valid")
+    x = conv_block(image, 57, 3, "conv1", stride=2, padding="valid", norm=False)
     x = _pool(x, "pool1")
     for index, channels in enumerate(_FIRES, 1):
         x = _fire(x, channels, f"fire{index}")
@@ -51,9 +52,12 @@ def tiny_ssd(image_shape, weights):
 
 def _fire(x, channels, name):
     squeeze, expand_1, expand_3 = channels
-    x = conv_block(x, squeeze, 1, f"{name}_squeeze")
-    wide = [conv_block(x, expand_1, 1, f"{name}_expand1"), conv_block(x, expand_3, 3, f"{name}_expand3")]
-    return layers.Concatenate(name=name)(wide)
+    x = conv_block(x, squeeze, 1, f"{name}_squeeze", norm=False)
+    narrow = layers.Conv2D(expand_1, 1, use_bias=False, name=f"{name}_expand1")(x)
+    wide = layers.Conv2D(expand_3, 3, padding="same", use_bias=False, name=f"{name}_expand3")(x)
+    x = layers.Concatenate(name=f"{name}_expand")([narrow, wide])
+    x = layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
+    return layers.Activation("relu", name=name)(x)
 
 
 def _pool(x, name):

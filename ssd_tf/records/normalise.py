@@ -8,7 +8,8 @@ from ssd_tf.boxes import ops
 from ssd_tf.errors import DataError, shown
 
 # Boxes may leave the image by this many pixels without a word: VOC's borders are off by one in many tools.
-_SILENT_PIXELS = 1.0
+# (A little more, for the rounding of exactly one.)
+_SILENT_PIXELS = 1.0 + 1e-6
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,11 @@ def _check_shards(path, entries):
 def _scan(files):
     """Counts the records of shards without a manifest, checks their keys and collects their classes."""
     names, count = {}, 0
-    for index, file in enumerate(files):
-        for position, serialized in enumerate(read_serialized([file])):
-            _check_record(serialized.numpy(), f"record {position} of shard {index}", names)
-            count += 1
+    with record_errors(files):
+        for index, file in enumerate(files):
+            for position, serialized in enumerate(tf.data.TFRecordDataset(file)):
+                _check_record(serialized.numpy(), f"record {position} of shard {index}", names)
+                count += 1
     if not names:
         raise DataError(f"no objects in {count} records: {shown(files[0])}")
     label_map = LabelMap(tuple(names.get(i, f"class {i}") for i in range(1, max(names) + 1)))
@@ -126,6 +127,10 @@ def _check_record(data, where, names):
     for key in schema.REQUIRED:
         if key not in feature:
             raise DataError(f"{where}: no {key}")
+    for key, kind in schema.kinds().items():
+        found = feature[key].WhichOneof("kind") if key in feature else None
+        if found not in (None, kind):
+            raise DataError(f"{where}: {key} is a {found}, expected a {kind}")
     lengths = {key: len(feature[key].float_list.value) for key in schema.CORNERS}
     labels = list(feature[schema.LABEL].int64_list.value)
     lengths[schema.LABEL] = len(labels)

@@ -1,5 +1,7 @@
 """The keys of a record: the only place that spells them (the TF Object Detection API's names)."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -113,6 +115,13 @@ def _features():
     ints = (LABEL, CROWD, DIFFICULT, TRUNCATED, GROUP_OF)
     features.update({key: tf.io.RaggedFeature(tf.int64) for key in ints})
     return features
+
+
+@functools.cache
+def kinds():
+    """Returns {key: name of its list in tf.train.Feature} for every key that `parse` reads."""
+    lists = {tf.string: "bytes_list", tf.int64: "int64_list", tf.float32: "float_list"}
+    return {key: lists[feature.dtype] for key, feature in _features().items()}
 
 
 def _flag(values, num_boxes):

@@ -97,7 +97,9 @@ def test_equal_to_torchvisions_ssd300(golden):
     expected = np.load(golden / "torchvision_ssd_core.npz")["anchors_xyxy_px"]
     made = anchors.make_anchors(preset("ssd300_coco", clip="size"), SSD300_MAPS, (300, 300))
     np.testing.assert_allclose(ops.yxyx_to_xyxy(made) * 300, expected, atol=2e-4)
-    np.testing.assert_allclose(expected[:2], [[-6.5, -6.5, 14.5, 14.5], [-11.3704, -11.3704, 19.3704, 19.3704]], atol=1e-3)
+    np.testing.assert_allclose(
+        expected[:2], [[-6.5, -6.5, 14.5, 14.5], [-11.3704, -11.3704, 19.3704, 19.3704]], atol=1e-3
+    )
 
 
 def test_equal_to_torchvisions_ssdlite(golden):
@@ -180,7 +182,12 @@ def test_default_sizes_increase_for_any_number_of_levels(num_levels):
 
 def test_a_recipe_replaces_parts_of_a_preset():
     spec = anchors.resolve_spec(
-        6, "ssd300_voc", sizes=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), ratios=((2.0,),) * 6, steps=(1.0,) * 6, clip="size"
+        6,
+        "ssd300_voc",
+        sizes=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+        ratios=((2.0,),) * 6,
+        steps=(1.0,) * 6,
+        clip="size",
     )
     assert spec.sizes == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     assert spec.next_sizes == (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -79,9 +79,7 @@ def test_worked_example_on_the_anchors_of_voc300():
     assert overlaps.argmax() == 8617
     np.testing.assert_allclose(overlaps[8617], 0.757370, atol=1e-5)
     assert (overlaps >= 0.5).sum() == 16
-    np.testing.assert_allclose(
-        ops.to_centre_size(made[8617]), [0.533333, 0.533333, 0.763675, 0.381838], atol=1e-6
-    )
+    np.testing.assert_allclose(ops.to_centre_size(made[8617]), [0.533333, 0.533333, 0.763675, 0.381838], atol=1e-6)
     expected = [0.436486, 0.0, -1.206065, 0.232345]
     np.testing.assert_allclose(coder.encode(box[0], made[8617]), expected, atol=2e-5)
 

@@ -72,9 +72,7 @@ def test_equals_brute_force_on_boxes(seed, forced):
     boxes = np.concatenate([boxes, boxes[:2]])  # duplicates
     overlaps = ops.iou(boxes, anchors)
     for threshold in (0.3, 0.5):
-        np.testing.assert_array_equal(
-            match(overlaps, threshold, forced), brute_match(overlaps, threshold, forced)
-        )
+        np.testing.assert_array_equal(match(overlaps, threshold, forced), brute_match(overlaps, threshold, forced))
 
 
 @pytest.mark.parametrize("forced", ["argmax", "greedy"])

@@ -28,7 +28,9 @@ def random_boxes(seed, *shape):
 def check(actual, expected, **tolerance):
     actual = np.asarray(actual)
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, np.asarray(expected, np.float32), **{"rtol": 1e-6, "atol": 1e-7, **tolerance})
+    np.testing.assert_allclose(
+        actual, np.asarray(expected, np.float32), **{"rtol": 1e-6, "atol": 1e-7, **tolerance}
+    )
 
 
 def brute_iou(a, b):

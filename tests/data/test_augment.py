@@ -459,7 +459,9 @@ def test_no_saturation_is_the_grey_of_the_luma():
 def test_hue_turns_towards_the_neighbouring_colour_and_keeps_luma():
     red = np.array([[200, 40, 40]], np.float32)
     turned = [(red @ m + s)[0] for m, s in (color([0, 0, 0, sign], hue=36.0) for sign in (-1, 1))]
-    assert (turned[0][1] > turned[0][2] + 20) != (turned[1][1] > turned[1][2] + 20)  # one to yellow, one to magenta
+    assert (turned[0][1] > turned[0][2] + 20) != (
+        turned[1][1] > turned[1][2] + 20
+    )  # one to yellow, one to magenta
     weights = np.array([0.299, 0.587, 0.114])
     for pixel in turned:
         assert pixel @ weights == pytest.approx(red[0] @ weights, abs=0.5)

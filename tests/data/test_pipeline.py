@@ -1,6 +1,5 @@
 """Shards to batches: order, resuming, seeds, weights, the validation pass."""
 
-import dataclasses
 import itertools
 import os
 
@@ -85,6 +84,12 @@ def differs(ones, others):
     return any(not np.array_equal(one[0], other[0]) for one, other in zip(ones, others, strict=True))
 
 
+@pytest.fixture(scope="module")
+def whole(records):
+    """Two epochs and three examples of the augmented stream; others are compared with it."""
+    return take(records, make_config(), 2 * NUM_IMAGES + 3)
+
+
 def test_shapes_dtypes_and_full_batches(records):
     stream = pipeline.training_stream(records, ANCHORS, make_config(train__batch_size=4))
     images, targets, weights = next(iter(stream))
@@ -111,37 +116,34 @@ def test_shuffling_moves_the_shards_too(records):
     assert len({tuple(seen[first : first + NUM_IMAGES]) for first in range(0, len(seen), NUM_IMAGES)}) > 1
 
 
-def test_same_seed_same_stream_other_seed_other_stream(records):
-    first, again = (take(records, make_config(), 2 * NUM_IMAGES) for _ in range(2))
-    check_equal(first, again)
-    other = take(records, make_config(train__seed=6), 2 * NUM_IMAGES)
-    assert differs(first, other)
+def test_same_seed_same_stream_other_seed_other_stream(records, whole):
+    check_equal(whole, take(records, make_config(), len(whole)))
+    assert differs(whole, take(records, make_config(train__seed=6), len(whole)))
+
+
+def test_the_seed_decides_the_order(records):
     plain = make_config(augmented=False)
-    orders = [greys(take(records, configs.replace(plain, train__seed=seed), NUM_IMAGES)) for seed in range(4)]
-    assert len({tuple(order) for order in orders}) > 2
+    orders = {
+        tuple(greys(take(records, configs.replace(plain, train__seed=seed), NUM_IMAGES))) for seed in range(3)
+    }
+    assert len(orders) == 3
 
 
 def test_an_image_is_augmented_anew_in_every_epoch(records):
-    config = make_config(augment__color_probability=0.0, data__shuffle_buffer=1)
-    epochs = take(records, config, 3 * NUM_IMAGES)
-    by_image = {}
-    for images, targets, _ in epochs:
-        level = int(np.bincount(images[..., 0].ravel()).argmax())
-        by_image.setdefault(level, []).append(targets["box_deltas"])
-    repeated = [deltas for deltas in by_image.values() if len(deltas) > 1 and deltas[0].any()]
-    assert repeated
-    assert any(not np.array_equal(deltas[0], deltas[1]) for deltas in repeated)
+    off = {f"augment__{part}_probability": 0.0 for part in ("color", "crop", "flip")}
+    config = make_config(augment__expand_probability=1.0, **off)
+    shares = {}
+    for images, _, _ in take(records, config, 2 * NUM_IMAGES):
+        level = next(g for g in map(grey, range(NUM_IMAGES)) if (images == g).all(-1).any())
+        shares.setdefault(level, []).append(int((images == level).all(-1).sum()))
+    assert len(shares) == NUM_IMAGES
+    assert sum(first != second for first, second in shares.values()) > NUM_IMAGES // 2
 
 
-def test_the_stream_does_not_depend_on_global_seeds(records):
-    config = make_config()
-    tf.random.set_seed(1)
-    keras.utils.set_random_seed(1)
-    first = take(records, config, NUM_IMAGES + 3)
-    tf.random.set_seed(2)
-    keras.utils.set_random_seed(3)
-    second = take(records, config, NUM_IMAGES + 3)
-    check_equal(first, second)
+def test_the_stream_does_not_depend_on_global_seeds(records, whole):
+    tf.random.set_seed(41)
+    keras.utils.set_random_seed(42)
+    check_equal(whole, take(records, make_config(), len(whole)))
 
 
 def test_building_a_stream_leaves_the_global_seed_alone(records):
@@ -154,18 +156,17 @@ def test_building_a_stream_leaves_the_global_seed_alone(records):
     assert float(tf.random.uniform([])) == draw()
 
 
-@pytest.mark.parametrize("start", [1, 5, NUM_IMAGES - 1, NUM_IMAGES, NUM_IMAGES + 4])
-def test_a_stream_continues_where_it_was_left(records, start):
-    whole = take(records, make_config(), 2 * NUM_IMAGES + 3)
-    rest = take(records, make_config(), 2 * NUM_IMAGES + 3 - start, start)
-    check_equal(whole[start:], rest)
+@pytest.mark.parametrize("start", [5, NUM_IMAGES, NUM_IMAGES + 4])
+def test_a_stream_continues_where_it_was_left(records, whole, start):
+    check_equal(whole[start:], take(records, make_config(), len(whole) - start, start))
 
 
-def test_batches_continue_across_the_epochs(records):
+def test_batches_continue_across_the_epochs(records, whole):
     config = make_config(train__batch_size=4)
-    whole = take(records, config, 7)  # 28 images of 11: two borders
-    for done in (2, 3, 5):
-        check_equal(whole[done:], take(records, config, 7 - done, done * 4))
+    batches = take(records, config, 6)  # 24 images of 11: two borders
+    singles = np.concatenate([images for images, _, _ in whole])
+    np.testing.assert_array_equal(np.concatenate([images for images, _, _ in batches]), singles[:24])
+    check_equal(batches[2:], take(records, config, 4, 8))
 
 
 def test_a_batch_larger_than_the_set_repeats_examples(records):
@@ -175,10 +176,10 @@ def test_a_batch_larger_than_the_set_repeats_examples(records):
     assert {int(levels[grey(index)]) for index in range(NUM_IMAGES)} == {2, 3}
 
 
-@pytest.mark.parametrize("min_negatives", [0, 3])
+@pytest.mark.parametrize("min_negatives", [0, 30])
 def test_the_weight_is_the_batch_over_its_positives(records, min_negatives):
     config = make_config(train__batch_size=4, loss__min_negatives=min_negatives)
-    for images, targets, weights in take(records, config, 5):
+    for images, targets, weights in take(records, config, 3):
         positives = targets["box_deltas"][..., 4].sum()
         expected = len(images) / max(positives, 4 * min_negatives / 3, 1)
         np.testing.assert_allclose(weights, np.full(4, expected), rtol=1e-6)
@@ -190,8 +191,8 @@ def test_a_batch_without_positives_has_a_finite_weight(records):
     np.testing.assert_array_equal(without, [[1.0]])
 
 
-def test_targets_of_the_stream_fit_its_images(records):
-    for _, targets, _ in take(records, make_config(), NUM_IMAGES):
+def test_targets_of_the_stream_are_consistent(whole):
+    for _, targets, _ in whole:
         labels, deltas = targets["class_logits"], targets["box_deltas"]
         np.testing.assert_array_equal(labels > 0, deltas[..., 4] == 1)
         assert set(np.unique(labels)) <= {-1, 0, 1, 2}
@@ -205,11 +206,8 @@ def test_the_validation_pass_is_finite_in_order_and_whole(records):
     assert greys(batches) == [grey(index) for index in range(NUM_IMAGES)]
     for images, targets, weights in batches:
         assert (images == images[:, :1, :1, :1]).all()  # nothing augmented
-        assert [part.dtype for part in (images, *targets.values(), weights)] == [
-            np.uint8,
-            *([np.float32, np.int32] if next(iter(targets)) == "box_deltas" else [np.int32, np.float32]),
-            np.float32,
-        ]
+        assert (images.dtype, weights.dtype) == (np.uint8, np.float32)
+        assert (targets["class_logits"].dtype, targets["box_deltas"].dtype) == (np.int32, np.float32)
         positives = targets["box_deltas"][..., 4].sum()
         np.testing.assert_allclose(weights, np.full(len(images), len(images) / max(positives, 1)), rtol=1e-6)
 
@@ -219,7 +217,10 @@ def test_validation_and_unaugmented_training_give_the_same_targets(records):
     validation = pipeline.validation_batches(records, ANCHORS, config).as_numpy_iterator()
     expected = {int(images[0, 0, 0, 0]): (images, targets) for images, targets, _ in validation}
     for images, targets, _ in take(records, config, NUM_IMAGES):
-        check_equal([(images, targets)], [expected[int(images[0, 0, 0, 0])]])
+        other_images, other_targets = expected[int(images[0, 0, 0, 0])]
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(targets["class_logits"], other_targets["class_logits"])
+        np.testing.assert_allclose(targets["box_deltas"], other_targets["box_deltas"], atol=1e-4)
 
 
 def test_difficult_boxes_are_ignored_unless_asked_for(records):
@@ -246,6 +247,6 @@ def test_one_record_is_enough(tmp_path):
     output.mkdir()
     examples = draw_examples(tmp_path / "images", 2)[1:]
     writer.write_records(examples, LABELS, output, writer.WriteOptions(workers=1))
-    opened = dataclasses.replace(reader.open_records(output))
+    opened = reader.open_records(output)
     images, _, _ = take(opened, make_config(augmented=False, train__batch_size=3), 1)[0]
     assert images[:, 0, 0, 0].tolist() == [grey(1)] * 3

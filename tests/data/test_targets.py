@@ -17,7 +17,11 @@ def build(boxes, classes, ignore=None, anchors=ANCHORS, **options):
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     ignore = np.zeros(len(boxes), bool) if ignore is None else np.asarray(ignore)
     made = targets.build_targets(
-        tf.constant(boxes), tf.constant(classes, tf.int32), tf.constant(ignore, tf.bool), tf.constant(anchors), **options
+        tf.constant(boxes),
+        tf.constant(classes, tf.int32),
+        tf.constant(ignore, tf.bool),
+        tf.constant(anchors),
+        **options,
     )
     labels, deltas = made["class_logits"].numpy(), made["box_deltas"].numpy()
     assert (labels.dtype, deltas.dtype) == (np.int32, np.float32)
@@ -89,7 +93,9 @@ def test_an_ignore_box_claims_no_anchor():
 
 def test_inside_a_data_set_map():
     rows = [([[0, 0, 1, 0.25]], [7], [False]), ([[0, 0.75, 1, 1]], [2], [True])]
-    columns = [tf.constant([row[i] for row in rows], kind) for i, kind in enumerate((tf.float32, tf.int32, tf.bool))]
+    columns = [
+        tf.constant([row[i] for row in rows], kind) for i, kind in enumerate((tf.float32, tf.int32, tf.bool))
+    ]
     dataset = tf.data.Dataset.from_tensor_slices(tuple(columns))
     mapped = dataset.map(lambda b, c, i: targets.build_targets(b, c, i, tf.constant(ANCHORS)))
     labels = [made["class_logits"].tolist() for made in mapped.as_numpy_iterator()]

@@ -18,10 +18,15 @@ def changed(picture):
     return rows.min(), columns.min(), rows.max(), columns.max()
 
 
+def has_color(pixel, class_id):
+    """Edges are drawn smoothed: their middle has nearly the colour."""
+    return np.abs(pixel.astype(int) - class_color(class_id)).max() <= 12
+
+
 def test_edges_have_the_colour_of_the_class():
     picture = draw_boxes(GREY, [[40, 50, 100, 90]], [""], [3])
     for y, x in ((70, 40), (70, 100), (50, 90), (90, 70)):
-        assert tuple(picture[y, x]) == class_color(3)
+        assert has_color(picture[y, x], 3)
     assert np.all(picture[60:80, 50:90] == 128)  # inside
     assert np.all(picture[:, :38] == 128)
     assert np.all(picture[93:] == 128)
@@ -49,10 +54,11 @@ def test_nothing_to_draw():
     assert np.array_equal(draw_boxes(GREY, np.zeros((0, 4)), [], []), GREY)
 
 
-def test_best_box_lies_on_top():
-    boxes = [[40, 50, 100, 90], [40, 50, 100, 90]]
-    assert tuple(draw_boxes(GREY, boxes, ["", ""], [1, 2])[70, 40]) == class_color(1)
-    assert tuple(draw_boxes(GREY, boxes, ["", ""], [2, 1])[70, 40]) == class_color(2)
+@pytest.mark.parametrize("classes", [(1, 2), (2, 1)])
+def test_best_box_lies_on_top(classes):
+    pixel = draw_boxes(GREY, [[40, 50, 100, 90]] * 2, ["", ""], classes)[70, 40].astype(int)
+    first, second = (np.abs(pixel - class_color(class_id)).max() for class_id in classes)
+    assert first < second / 3  # smoothed edges let a little of the lower one through
 
 
 def test_caption_stands_above_the_box():
@@ -67,15 +73,16 @@ def test_caption_stands_above_the_box():
 
 @pytest.mark.parametrize("box", [[40, 0, 100, 60], [40, -30, 100, 60], [140, 2, 159, 60], [-40, 1, 30, 60]])
 def test_caption_at_a_border_stays_inside(box):
-    """Drawn on a larger canvas nothing of the caption would be lost."""
-    text = "bird 0.87"
-    picture = draw_boxes(GREY, [box], [text], [4])
-    reference = draw_boxes(GREY, [[40, 50, 100, 90]], [text], [4])
-    whole = reference[:50, :, :]  # the caption above an ordinary box, and its number of coloured pixels
-    caption = np.all(whole == class_color(4), axis=2)[:46].sum()
-    upper = np.all(picture[:20] == class_color(4), axis=2).sum()
-    assert caption > 200
-    assert upper >= caption
+    """The pixels of the caption above an ordinary box are found whole."""
+    ordinary = draw_boxes(GREY, [[40, 50, 100, 90]], ["bird 0.87"], [4])
+    top, left, _, _ = changed(ordinary)
+    caption = ordinary[top : top + 9, left + 1 : left + 36]
+    assert np.any(np.all(caption == class_color(4), axis=2))
+    assert np.any(caption.max(axis=2) < 60)  # the letters
+    picture = draw_boxes(GREY, [box], ["bird 0.87"], [4])
+    places = np.lib.stride_tricks.sliding_window_view(picture, caption.shape)[:, :, 0]
+    rows, _ = np.nonzero((places == caption).all(axis=(2, 3, 4)))
+    assert rows.tolist() == [0] if box[1] <= 0 else len(rows) == 1
 
 
 def test_encode_keeps_colours():

@@ -1,0 +1,220 @@
+"""The run directory: pointers, damage, pruning, resuming, locking."""
+
+import json
+
+import pytest
+
+from ssd_tf import config as configs
+from ssd_tf import fileio, runs
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
+from ssd_tf.structures import LabelMap
+
+LABELS = LabelMap(("cat", "dog"))
+CONFIG = configs.replace(configs.Config(), train__steps=100)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return runs.start_run(tmp_path / "run", CONFIG, LABELS).path
+
+
+def save(path, step, best=False, keep_last=2, text="weights"):
+    def write(directory):
+        (directory / "a.bin").write_text(f"{text} {step}")
+
+    runs.save_checkpoint(path, step, write, {"metric": step / 10}, keep_last, best)
+
+
+def names(path):
+    return sorted(entry.name for entry in path.glob("step-*"))
+
+
+def damage(path, step):
+    (path / runs.step_name(step) / "a.bin").write_text("something else")
+
+
+def test_a_new_run_holds_config_and_classes(path):
+    written = json.loads((path / runs.CONFIG).read_text())
+    assert configs.from_dict(written["config"], "config.json") == CONFIG
+    assert LabelMap.from_json(json.loads((path / runs.LABEL_MAP).read_text()), "") == LABELS
+    assert runs.find_checkpoint(path) is None
+
+
+def test_open_run_needs_latest(path, tmp_path):
+    with pytest.raises(DataError, match=r"run is not a finished run \(no LATEST\)"):
+        runs.open_run(path)
+    with pytest.raises(DataError, match=r"no such run directory: .*absent"):
+        runs.open_run(tmp_path / "absent")
+    save(path, 1)
+    opened = runs.open_run(path)
+    assert (opened.config, opened.label_map, opened.path) == (CONFIG, LABELS, path)
+
+
+def test_latest_points_at_the_last_checkpoint(path):
+    save(path, 10)
+    save(path, 20)
+    assert (path / runs.LATEST).read_text() == "step-00000020\n"
+    found = runs.find_checkpoint(path)
+    assert found.path == path / "step-00000020"
+    assert (found.state["step"], found.state["metric"], found.skipped) == (20, 2.0, ())
+    assert set(found.state["files"]) == {"a.bin"}
+    assert (found.path / "a.bin").read_text() == "weights 20"
+
+
+def test_keep_last(path):
+    for step in range(1, 6):
+        save(path, step, keep_last=3)
+    assert names(path) == ["step-00000003", "step-00000004", "step-00000005"]
+    save(path, 6, keep_last=1)
+    assert names(path) == ["step-00000006"]
+
+
+def test_best_is_kept(path):
+    save(path, 1)
+    save(path, 2, best=True)
+    for step in range(3, 7):
+        save(path, step)
+    assert names(path) == ["step-00000002", "step-00000005", "step-00000006"]
+    assert runs.find_checkpoint(path, "best").state["step"] == 2
+    save(path, 7, best=True)
+    assert names(path) == ["step-00000006", "step-00000007"]
+    assert runs.find_checkpoint(path, "best").state["step"] == 7
+
+
+def test_order_is_that_of_numbers(path):
+    save(path, 9)
+    save(path, 10)
+    save(path, 100)
+    assert names(path) == ["step-00000010", "step-00000100"]
+    assert runs.find_checkpoint(path).state["step"] == 100
+
+
+def test_a_checkpoint_by_name(path):
+    save(path, 1)
+    save(path, 2)
+    assert runs.find_checkpoint(path, "step-1").state["step"] == 1
+    assert runs.find_checkpoint(path, "step-00000001").state["step"] == 1
+    with pytest.raises(DataError, match=r"no checkpoint step-7 \(there are: step-00000001, step-00000002\)"):
+        runs.find_checkpoint(path, "step-7")
+    with pytest.raises(DataError, match="has no checkpoint best"):
+        runs.find_checkpoint(path, "best")
+    with pytest.raises(DataError, match="latest, best or step-N, not 'newest'"):
+        runs.find_checkpoint(path, "newest")
+    damage(path, 1)
+    with pytest.raises(DataError, match=r"checkpoint step-00000001 is damaged: a\.bin differs"):
+        runs.find_checkpoint(path, "step-1")
+
+
+@pytest.mark.parametrize("fault", ["changed", "cut", "missing file", "missing state", "broken state", "outside"])
+def test_damaged_latest_falls_back_and_is_named(path, fault):
+    save(path, 1)
+    save(path, 2)
+    directory = path / "step-00000002"
+    state = directory / runs.STATE
+    if fault == "changed":
+        (directory / "a.bin").write_text("weighty 2")  # of the same length
+    elif fault == "cut":
+        (directory / "a.bin").write_text("weigh")
+    elif fault == "missing file":
+        (directory / "a.bin").unlink()
+    elif fault == "missing state":
+        state.unlink()
+    elif fault == "broken state":
+        state.write_text("{")
+    else:
+        state.write_text(state.read_text().replace("a.bin", "../../a.bin"))
+    found = runs.find_checkpoint(path)
+    assert (found.path.name, found.skipped) == ("step-00000001", ("step-00000002",))
+
+
+def test_nothing_sound_is_an_error(path):
+    save(path, 1)
+    save(path, 2)
+    damage(path, 1)
+    damage(path, 2)
+    with pytest.raises(DataError, match=r"every checkpoint is damaged \(step-00000002, step-00000001\): .*run"):
+        runs.find_checkpoint(path)
+
+
+def test_half_written_checkpoint_is_not_seen(path):
+    save(path, 1)
+
+    def write(directory):
+        (directory / "a.bin").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.save_checkpoint(path, 2, write, {}, 2)
+    assert (path / runs.LATEST).read_text() == "step-00000001\n"
+    assert runs.find_checkpoint(path).state["step"] == 1
+    assert runs.find_checkpoint(path).skipped == ()
+    save(path, 2)  # what was left over is no obstacle
+    assert names(path) == ["step-00000001", "step-00000002"]
+
+
+def test_the_same_step_may_be_saved_again(path):
+    save(path, 1, text="old")
+    save(path, 1, text="new")
+    assert (runs.find_checkpoint(path).path / "a.bin").read_text() == "new 1"
+
+
+def test_a_damaged_newer_checkpoint_does_not_crowd_out_sound_ones(path):
+    save(path, 10, best=True, keep_last=1)
+    save(path, 30, keep_last=1)
+    damage(path, 30)
+    assert runs.find_checkpoint(path).state["step"] == 10
+    save(path, 20, keep_last=1)  # the training went on from 10
+    assert runs.find_checkpoint(path).state["step"] == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train__learning_rate", 0.5, r"cannot resume: train\.learning_rate 0\.001 -> 0\.5"),
+        ("train__batch_size", 7, r"cannot resume: train\.batch_size 32 -> 7"),
+        ("model__backbone", "vgg16", r"cannot resume: model\.backbone mobilenet_v2 -> vgg16"),
+        ("augment__crop_min_iou", (0.1,), r"cannot resume: augment\.crop_min_iou"),
+    ],
+)
+def test_resuming_with_a_changed_key_is_refused(path, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        runs.start_run(path, configs.replace(CONFIG, **{key: value}), LABELS)
+    assert configs.from_dict(json.loads((path / runs.CONFIG).read_text())["config"], "") == CONFIG
+
+
+def test_resuming_may_change_steps_and_logging(path):
+    changed = configs.replace(CONFIG, train__steps=200, train__log_steps=1, train__validation_steps=3)
+    changed = configs.replace(changed, train__checkpoint_steps=7, train__keep_last=9)
+    assert runs.start_run(path, changed, LABELS).config == changed
+    save(path, 1)
+    assert runs.open_run(path).config == changed
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LabelMap(("cat", "bird")), "class map differs: shards have 'bird', the run does not"),
+        (LabelMap(("dog", "cat")), "class map differs: shards have 'dog' = 1, run has 'dog' = 2"),
+        (LabelMap(("cat",)), "class map differs: shards have 1 classes, the run 2"),
+    ],
+)
+def test_resuming_with_other_classes_is_refused(path, labels, message):
+    with pytest.raises(DataError, match=message):
+        runs.start_run(path, CONFIG, labels)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1}', '{"format_version": 99, "config": {}}'])
+def test_damaged_config_is_named(path, content):
+    save(path, 1)
+    (path / runs.CONFIG).write_text(content)
+    with pytest.raises(DataError, match=r"config\.json"):
+        runs.open_run(path)
+
+
+def test_one_writer_at_a_time(path):
+    with fileio.directory_lock(path):
+        with pytest.raises(EnvironmentFault, match=r"run is in use by pid \d+ on "):
+            with fileio.directory_lock(path):
+                raise AssertionError("two hold the lock")
+    with fileio.directory_lock(path):  # free again
+        pass

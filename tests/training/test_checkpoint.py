@@ -1,0 +1,106 @@
+"""A compiled model to a checkpoint and back."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from ssd_tf import config as configs
+from ssd_tf import runs
+from ssd_tf.errors import DataError
+from ssd_tf.structures import LabelMap
+from ssd_tf.training import checkpoint, optimizers
+
+SETTINGS = configs.TrainConfig(steps=20, warmup=0.2, learning_rate=0.05, keep_last=2)
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = dataclasses.replace(configs.Config(), train=SETTINGS)
+    return runs.start_run(tmp_path / "run", config, LabelMap(("cat",)))
+
+
+def small_model(width=3):
+    """A compiled model with a batch norm, so that there are statistics to keep as well."""
+    image = keras.Input((5,))
+    x = keras.layers.Dense(width)(image)
+    x = keras.layers.BatchNormalization()(x)
+    model = keras.Model(image, keras.layers.Dense(1)(x))
+    model.compile(optimizers.make_optimizer(SETTINGS), loss="mean_squared_error")
+    model.run_eagerly = True
+    return model
+
+
+def take_steps(model, first, last):
+    """Trains on batches that depend on the step alone."""
+    for step in range(first, last):
+        rng = np.random.default_rng(step)
+        model.train_on_batch(rng.normal(size=(8, 5)), rng.normal(size=(8, 1)))
+
+
+def test_restored_training_goes_on_as_if_nothing_had_happened(run):
+    whole = small_model()
+    take_steps(whole, 0, 3)
+    checkpoint.save(run, whole, 3, {"examples": 24})
+    take_steps(whole, 3, 5)
+    again = small_model()
+    found = runs.find_checkpoint(run.path)
+    checkpoint.restore(found, again)
+    assert int(again.optimizer.iterations) == 3
+    assert found.state["step"] == 3
+    assert found.state["examples"] == 24
+    take_steps(again, 3, 5)
+    for first, second in zip(whole.weights + whole.optimizer.variables, again.weights + again.optimizer.variables):
+        assert np.array_equal(first.value, second.value), first.path
+
+
+def test_without_the_optimizer_state_the_steps_differ():
+    """The test above can fail: momentum and step count matter."""
+    whole = small_model()
+    take_steps(whole, 0, 3)
+    again = small_model()
+    again.set_weights(whole.get_weights())
+    take_steps(whole, 3, 5)
+    take_steps(again, 3, 5)
+    assert not np.allclose(whole.layers[1].kernel, again.layers[1].kernel, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")  # Keras' own, before it raises
+def test_weights_of_another_network(run):
+    model = small_model()
+    take_steps(model, 0, 1)
+    checkpoint.save(run, model, 1, {})
+    found = runs.find_checkpoint(run.path)
+    with pytest.raises(DataError, match=r"weights do not fit the run's config: .*step-00000001") as caught:
+        checkpoint.load_weights(found, small_model(width=4))
+    assert "\n" not in str(caught.value)
+
+
+def test_state_of_another_optimizer(run):
+    model = small_model()
+    take_steps(model, 0, 1)
+    checkpoint.save(run, model, 1, {})
+    other = small_model()
+    other.compile(keras.optimizers.Adam(), loss="mean_squared_error")
+    with pytest.raises(DataError, match=r"do(es)? not fit.*: .*step-00000001"):
+        checkpoint.restore(runs.find_checkpoint(run.path), other)
+
+
+def test_damaged_weights_are_noticed_and_the_checkpoint_before_serves(run):
+    model = small_model()
+    kernels = []
+    for step in (1, 2):
+        take_steps(model, step - 1, step)
+        checkpoint.save(run, model, step, {})
+        kernels.append(model.layers[1].kernel.value.numpy())
+    file = run.path / "step-00000002" / runs.WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found = runs.find_checkpoint(run.path)
+    assert (found.path.name, found.skipped) == ("step-00000001", ("step-00000002",))
+    again = small_model()
+    checkpoint.restore(found, again)
+    assert np.array_equal(again.layers[1].kernel, kernels[0])
+    assert not np.array_equal(kernels[0], kernels[1])

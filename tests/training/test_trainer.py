@@ -1,0 +1,258 @@
+"""Whole trainings of a small network: they learn, and no interruption changes what they learn."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ssd_tf import config as configs
+from ssd_tf import runs
+from ssd_tf.api import build, predict
+from ssd_tf.api import train as trains
+from ssd_tf.boxes import ops
+from ssd_tf.data import pipeline
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, Interrupted, TrainingError
+from ssd_tf.fileio import directory_lock
+from ssd_tf.records import reader
+from ssd_tf.training import trainer
+
+RECIPE = """
+[model]
+backbone = "small"
+image_size = 64
+weights = "none"
+
+[augment]
+brightness = 8.0
+expand_probability = 0.0
+crop_probability = 0.0
+flip_probability = 0.0
+
+[train]
+batch_size = 4
+steps = 8
+learning_rate = 0.02
+warmup = 0.1
+freeze_batch_norm = false
+batch_norm_momentum = 0.9
+checkpoint_steps = 4
+log_steps = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, small_backbone):
+    """Path of the TOML file of a training of 8 steps."""
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run_training(recipe, records, run_dir, *overrides, write_line=lambda _: None):
+    config = configs.load_config(str(recipe), overrides)
+    return trains.train(config, str(records), run_dir, write_line=write_line)
+
+
+def final_weights(run_dir):
+    return predict.load(run_dir).model.get_weights()
+
+
+def assert_same_weights(first, second):
+    """Bit by bit: the same operations in the same order."""
+    for a, b in zip(final_weights(first), final_weights(second), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_overfits_four_images(recipe, drawn_records, drawn_images, drawn_objects, tmp_path):
+    overrides = ("train.steps=250", "train.checkpoint_steps=1000", "train.log_steps=5")
+    result = run_training(recipe, drawn_records, tmp_path / "run", *overrides)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert result["loss"] == losses[-1]
+    assert losses[-1] < losses[0] / 15
+    predictor = predict.load(tmp_path / "run")
+    for image, objects in zip(drawn_images, drawn_objects, strict=True):
+        found = predictor(image, 0.5)
+        assert len(found) == len(objects)
+        for name, box in objects:
+            same = found.classes == predictor.label_map.id(name)
+            overlaps = ops.iou(np.float32([box]), ops.yxyx_to_xyxy(found.boxes[same]))
+            assert overlaps.max() > 0.7
+
+
+class Cut(Exception):
+    """Ends a training from inside, as a crash would."""
+
+
+def cut_at(step):
+    def write_line(text):
+        if f"step {step}/" in text:
+            raise Cut
+
+    return write_line
+
+
+def test_interrupted_training_equals_an_uninterrupted_one(recipe, drawn_records, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_training(recipe, drawn_records, whole)
+    with pytest.raises(Cut):
+        run_training(recipe, drawn_records, cut, write_line=cut_at(6))
+    assert (cut / "LATEST").read_text() == "step-00000004\n"
+    result = run_training(recipe, drawn_records, cut)
+    assert (result["resumed_from"], result["step"]) == (4, 8)
+    assert_same_weights(whole, cut)
+    logs = [[json.loads(row) for row in (path / "log.jsonl").read_text().splitlines()] for path in (whole, cut)]
+    for first, second in zip(*logs, strict=True):
+        assert {key: first[key] for key in ("step", "loss", "learning_rate")} == {
+            key: second[key] for key in ("step", "loss", "learning_rate")
+        }
+    assert [row["step"] for row in logs[0]] == [2, 4, 6, 8]
+    with open(cut / "log.csv", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8]
+
+
+def test_another_seed_gives_other_weights(recipe, drawn_records, tmp_path):
+    run_training(recipe, drawn_records, tmp_path / "a", "train.steps=2")
+    run_training(recipe, drawn_records, tmp_path / "b", "train.steps=2", "train.seed=1")
+    run_training(recipe, drawn_records, tmp_path / "c", "train.steps=2")
+    assert_same_weights(tmp_path / "a", tmp_path / "c")
+    assert not np.array_equal(final_weights(tmp_path / "a")[0], final_weights(tmp_path / "b")[0])
+
+
+def test_a_signal_saves_the_step(recipe, drawn_records, tmp_path):
+    def write_line(text):
+        if "step 2/" in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="saved step 2; run the same command to continue") as caught:
+        run_training(recipe, drawn_records, tmp_path / "cut", write_line=write_line)
+    assert caught.value.exit_code == 143
+    assert run_training(recipe, drawn_records, tmp_path / "cut")["resumed_from"] == 2
+    run_training(recipe, drawn_records, tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_damaged_checkpoint_is_named_and_passed_over(recipe, drawn_records, tmp_path):
+    run_training(recipe, drawn_records, tmp_path / "run")
+    weights = tmp_path / "run" / "step-00000008" / runs.WEIGHTS
+    before = final_weights(tmp_path / "run")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    lines = []
+    result = run_training(recipe, drawn_records, tmp_path / "run", write_line=lines.append)
+    assert result["resumed_from"] == 4
+    assert "checkpoint step-00000008 incomplete, using step-00000004" in lines
+    for first, second in zip(before, final_weights(tmp_path / "run"), strict=True):
+        assert np.array_equal(first, second)
+
+
+def test_a_finished_run_says_so(recipe, drawn_records, tmp_path):
+    run_training(recipe, drawn_records, tmp_path / "run")
+    stamp = (tmp_path / "run" / "step-00000008" / runs.WEIGHTS).stat().st_mtime_ns
+    lines = []
+    result = run_training(recipe, drawn_records, tmp_path / "run", write_line=lines.append)
+    assert result["step"] == result["resumed_from"] == 8
+    assert lines[-1] == "already finished at step 8; raise train.steps to go on"
+    assert (tmp_path / "run" / "step-00000008" / runs.WEIGHTS).stat().st_mtime_ns == stamp
+    assert run_training(recipe, drawn_records, tmp_path / "run", "train.steps=9")["step"] == 9
+
+
+def test_loss_that_is_not_finite_stops_the_training(recipe, drawn_records, tmp_path):
+    overrides = ("train.learning_rate=100", "train.clip_norm=0", "train.warmup=0", "train.steps=200")
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is (nan|inf).*train\.learning_rate") as caught:
+        run_training(recipe, drawn_records, tmp_path / "run", *overrides, "train.checkpoint_steps=1")
+    assert caught.value.exit_code == 4
+    step = int(str(caught.value).split(":")[0].removeprefix("step "))
+    found = runs.find_checkpoint(tmp_path / "run")
+    assert (found.state["step"] if found else 0) == step - 1
+    if found:
+        assert all(np.all(np.isfinite(w)) for w in final_weights(tmp_path / "run")[:1])
+
+
+def test_wrong_conditions_are_told_before_any_work(recipe, drawn_records, tmp_path):
+    run_training(recipe, drawn_records, tmp_path / "run", "train.steps=2")
+    with pytest.raises(ConfigError, match=r"cannot resume: train\.momentum 0\.9 -> 0\.5"):
+        run_training(recipe, drawn_records, tmp_path / "run", "train.momentum=.5")
+    with pytest.raises(ConfigError, match=r"model\.num_classes is 5, the records have 2 classes"):
+        run_training(recipe, drawn_records, tmp_path / "other", "model.num_classes=5")
+    with pytest.raises(DataError, match="no such records directory"):
+        run_training(recipe, tmp_path / "absent", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with directory_lock(tmp_path / "run"), pytest.raises(EnvironmentFault, match="is in use by pid"):
+        run_training(recipe, drawn_records, tmp_path / "run", "train.steps=3")
+
+
+def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
+    """Validated every second step; n/a is no number, equal is not better."""
+    config = configs.load_config(str(recipe), ["train.validation_steps=2", "train.keep_last=1"])
+    records = reader.open_records(str(drawn_records))
+    config = trains.resolve(config, records)
+    detector = build.build(config)
+    trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
+    run = runs.start_run(tmp_path / "run", config, records.label_map)
+    metrics, lines = iter([None, 0.5, 0.5, 0.25]), []
+    result = trainer.train(
+        detector.model,
+        lambda start: pipeline.training_stream(records, detector.anchors, config, start),
+        run,
+        lambda: {"mAP": next(metrics), "metric": "voc07"},
+        lines.append,
+    )
+    assert result["best_metric"] == 0.5
+    assert runs.find_checkpoint(run.path, "best").state["step"] == 4
+    assert runs.find_checkpoint(run.path).state == {
+        **runs.find_checkpoint(run.path).state,
+        "step": 8,
+        "best_metric": 0.5,
+        "examples": 32,
+    }
+    rows = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["mAP"]) for row in rows if "mAP" in row] == [(2, None), (4, 0.5), (6, 0.5), (8, 0.25)]
+    assert any(line.startswith("step 2: validation mAP n/a (voc07, ") for line in lines)
+
+
+KILLED = ("train.steps=600", "train.checkpoint_steps=20", "train.log_steps=100")
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import small_network
+small_network.register()
+from ssd_tf.cli.train import main
+main()
+"""
+
+
+def start_command(recipe, records, run_dir, repository):
+    folder = repository / "tests" / "training"
+    flags = [f"--config={recipe}", f"--train={records}", f"--run_dir={run_dir}", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), *flags, *(f"--set={override}" for override in KILLED)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_killed_command_goes_on_as_if_nothing_had_happened(recipe, drawn_records, tmp_path, repository):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start_command(recipe, drawn_records, killed, repository)
+    while not (killed / "LATEST").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    saved = runs.find_checkpoint(killed).state["step"]
+    assert 20 <= saved < 600
+    process = start_command(recipe, drawn_records, killed, repository)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    result = json.loads(output.splitlines()[-1])
+    assert (result["resumed_from"], result["step"]) == (saved, 600)
+    run_training(recipe, drawn_records, whole, *KILLED)
+    assert_same_weights(killed, whole)
