@@ -7,9 +7,9 @@ use_environment() {
         echo "Python 3.11 or newer is needed; PYTHON=/path/to/python3.12 bash $0 chooses one." >&2
         exit 5
     fi
-    if [ ! -x "$folder/bin/python" ]; then
+    if ! "$folder/bin/python" -m pip --version > /dev/null 2>&1; then  # missing, or its making was cut off
         echo "== Making a virtual environment in $folder"
-        "$python" -m venv "$folder"
+        "$python" -m venv --clear "$folder"
     fi
     # shellcheck disable=SC1091
     source "$folder/bin/activate"

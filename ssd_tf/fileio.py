@@ -115,19 +115,21 @@ def claim_file(path):
         raise EnvironmentFault(f"{_OUTPUT_FAULTS[errno.EISDIR]}: {shown(path)}")
 
 
-def claim_output(path, inputs=(), overwrite=False):
+def claim_output(path, own, inputs=(), overwrite=False, reports=()):
     """Makes sure that an output directory may be filled, and creates it.
 
     Args:
       path: the directory.
+      own: patterns of the names that the command writes; only these are ever removed.
       inputs: paths the command reads; the output may be none of them.
-      overwrite: empty a directory that holds files already.
+      overwrite: remove what an earlier call of the command wrote.
+      reports: names among `own` that do not count as content: what a failed call leaves.
 
     Returns:
       the directory as a Path.
 
     Raises:
-      ConfigError: it is an input, or not empty without `overwrite`.
+      ConfigError: it is an input, holds foreign files, or is not empty without `overwrite`.
     """
     path = Path(path)
     for source in inputs:
@@ -135,8 +137,13 @@ def claim_output(path, inputs=(), overwrite=False):
             raise ConfigError(f"the output is the input: {shown(path)}")
     make_directory(path)
     leftovers = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    if leftovers and not overwrite:
+    if not overwrite and any(entry.name not in reports for entry in leftovers):
         raise ConfigError(f"{shown(path)} is not empty; pass --overwrite to replace what is in it")
+    for entry in leftovers:
+        if not any(entry.match(pattern) for pattern in own):
+            raise ConfigError(
+                f"{shown(path)} holds {shown(entry.name)}, which is not ours; choose another directory"
+            )
     with output_errors(path):
         for entry in leftovers:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

@@ -95,8 +95,9 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS):
         kind = _FORMATS[image.format]
         changes = _needed_changes(image, exif, name)
         if not changes and kind in ("jpeg", "png"):
+            width, height = image.size
             _verify(image, data, name)
-            return Picture(data, kind, image.height, image.width)
+            return Picture(data, kind, height, width)
         image = _load(image, data, name)
         if exif == "ignore":
             image.getexif().pop(_ORIENTATION_TAG, None)
@@ -168,13 +169,8 @@ def _orientation(image):
 
 def _verify(image, data, name):
     """Decodes for the errors' sake; a JPEG at an eighth of its size, which still reads every byte."""
-    if image.format in ("JPEG", "MPO"):
-        size = image.size
-        image.draft(None, (size[0] // 8 or 1, size[1] // 8 or 1))
-        _load(image, data, name)
-        image._size = size
-    else:
-        _load(image, data, name)
+    image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # formats without scales ignore it
+    _load(image, data, name)
 
 
 def _load(image, data, name):

@@ -16,7 +16,7 @@ import ssd_tf
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ssd_tf"
 BASE = {"errors"}
-# Rooms and the rooms they may import. config and images read files through fileio's limits, the floor of the house.
+# Rooms and the rooms they may import. config and images read files through the limits of fileio, the floor.
 MAY_IMPORT = {
     "errors": set(),
     "config": BASE | {"fileio"},
@@ -121,7 +121,10 @@ def code_lines(node, source):
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", len(text))
     skipped = set()
     for inner in ast.walk(node):
-        if isinstance(inner, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(inner, False) is not None:
+        if (
+            isinstance(inner, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(inner, False) is not None
+        ):
             skipped |= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
     lines = set(range(first, last + 1)) - skipped
     return [line for line in lines if text[line - 1].strip() and not text[line - 1].lstrip().startswith("#")]
@@ -217,12 +220,17 @@ def test_neutral_modules_never_reach_tensorflow():
             for name in names:
                 parts = name.removeprefix("ssd_tf.").split(".")
                 # importing a.b runs a/__init__ too
-                near = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} if name.startswith("ssd_tf.") else ()
+                near = (
+                    {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+                    if name.startswith("ssd_tf.")
+                    else ()
+                )
                 waiting += [other for other in near if other in MODULES and other not in seen]
 
 
 def test_code_lines_leave_out_what_is_no_code():
-    source = '"""Module.\n\nText.\n"""\n\n# comment\ndef f():\n    """Doc."""\n    # why\n\n    return (\n        1\n    )\n'
+    source = '"""Module.\n\nText.\n"""\n\n# comment\ndef f():\n    """Doc."""\n'
+    source += "    # why\n\n    return (\n        1\n    )\n"
     tree = ast.parse(source)
     assert sorted(code_lines(tree, source)) == [7, 11, 12, 13]
     assert sorted(code_lines(tree.body[1], source)) == [7, 11, 12, 13]

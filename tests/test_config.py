@@ -115,12 +115,18 @@ def test_override_stands_above_the_recipe():
         ("anchors.sizes=0.5", "anchors.sizes: expected a list of numbers, got 0.5"),
         ("anchors.ratios=[1, 2]", "anchors.ratios: expected a list of numbers, got 1"),
         ("matcher.iou_threshold=1.5", "matcher.iou_threshold: 1.5 is outside 0.0..1.0"),
-        ("train.schedule=cosin", "train.schedule: 'cosin' is none of cosine, multistep, constant (did you mean cosine?)"),
+        (
+            "train.schedule=cosin",
+            "train.schedule: 'cosin' is none of cosine, multistep, constant (did you mean cosine?)",
+        ),
         ("matcher.forced=x", "matcher.forced: 'x' is none of argmax, greedy"),
         ("train.milestones=0.5,0.5", "train.milestones must increase"),
         ("train.milestones=0.8,0.6", "train.milestones must increase"),
         ("train.milestones=0.5,1.5", "train.milestones: 1.5 is outside 0.0..1.0"),
-        ("model.preprocessing=custom", "model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)"),
+        (
+            "model.preprocessing=custom",
+            "model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)",
+        ),
     ],
 )
 def test_wrong_override_is_one_line_that_names_the_key(override, message):
@@ -237,9 +243,7 @@ def test_only_validation_and_logging_may_change_on_resume(key):
     with pytest.raises(ConfigError) as caught:
         configs.check_resume(old, new)
     before, after = read(old, key), read(new, key)
-    assert str(caught.value) == (
-        f"cannot resume: {key} {before} -> {after} (start a new run_dir, or --init_from)"
-    )
+    assert str(caught.value) == (f"cannot resume: {key} {before} -> {after} (start a new run_dir, or --init_from)")
 
 
 def number_leaf(leaf, kind):

@@ -44,6 +44,22 @@ def test_atomic_write_replaces_the_whole_file(tmp_path):
     assert names_in(tmp_path) == ["a.txt"]
 
 
+def test_reader_of_the_old_file_is_not_disturbed(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with open(path) as reader:
+        write_bytes(path, b"new")
+        assert reader.read() == "old"  # a rename, not a copy: nobody ever sees half a file
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda source, target: events.append("replace"))
+    write_bytes(tmp_path / "a.bin", b"new")
+    assert events == ["fsync", "replace", "fsync"]  # the file, its name, the directory
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_interrupted_write_keeps_the_old_content(tmp_path, error):
     path = tmp_path / "a.bin"
@@ -179,7 +195,7 @@ def test_read_bytes_without_permission(tmp_path):
 
 def test_names_in_messages_are_escaped(tmp_path):
     path = os.fsencode(tmp_path) + b"/a\n\xff"
-    expected = f"no such file: {tmp_path}/a\\n\\xff"
+    expected = f"no such file: {tmp_path}/a\\n\\udcff"
     assert message_of(DataError, fileio.read_bytes, os.fsdecode(path)) == expected
 
 
@@ -201,7 +217,7 @@ def test_read_text_drops_the_byte_order_mark(tmp_path):
         ('{"a": [1, 2], ', "{path}: cut at byte 14"),
         ("", "{path}: cut at byte 0"),
         ('{"a": "some te', "{path}: cut at byte 14"),
-        ('{"a": "some\n', "{path}:1:12: Invalid control character at"),
+        ('{"a": "some\n"}', "{path}:1:12: Invalid control character at"),
         ("{} {}", "{path}:1:4: Extra data"),
         ("[" * 200_000, "{path}: nested too deeply"),
     ],
@@ -244,9 +260,9 @@ def test_make_directory(tmp_path):
 
 def test_claim_output_of_a_new_or_empty_directory(tmp_path):
     output = tmp_path / "a" / "out"
-    assert fileio.claim_output(str(output)) == output
+    assert fileio.claim_output(str(output), ("*.txt",)) == output
     (output / ".lock").write_text("hidden files do not count")
-    assert fileio.claim_output(output, inputs=(None, "", tmp_path)) == output
+    assert fileio.claim_output(output, ("*.txt",), inputs=(None, "", tmp_path)) == output
     assert names_in(output) == [".lock"]
 
 
@@ -258,18 +274,33 @@ def test_claim_output_that_is_not_empty(tmp_path):
     (output / "folder" / "b.txt").write_text("old")
     (output / "c.txt").write_text("old")
     (output / "link").symlink_to(tmp_path / "kept")
+    own = ("*.txt", "folder", "link")
     message = f"{output} is not empty; pass --overwrite to replace what is in it"
-    assert message_of(ConfigError, fileio.claim_output, output) == message
+    assert message_of(ConfigError, fileio.claim_output, output, own) == message
     assert names_in(output) == ["c.txt", "folder", "link"]
-    fileio.claim_output(output, overwrite=True)
+    fileio.claim_output(output, own, overwrite=True)
     assert names_in(output) == []
     assert (tmp_path / "kept" / "a.txt").read_text() == "precious"
+
+
+def test_claim_output_never_removes_foreign_files(tmp_path):
+    (tmp_path / "a.tfrecord").write_text("ours")
+    (tmp_path / "photo.jpg").write_text("precious")
+    message = message_of(ConfigError, fileio.claim_output, tmp_path, ("*.tfrecord",), overwrite=True)
+    assert message == f"{tmp_path} holds photo.jpg, which is not ours; choose another directory"
+    assert names_in(tmp_path) == ["a.tfrecord", "photo.jpg"]
+
+
+def test_claim_output_after_a_failed_call(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    fileio.claim_output(tmp_path, ("report.json",), reports=("report.json",))
+    assert names_in(tmp_path) == []
 
 
 def test_claim_output_that_is_the_input(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("precious")
     monkeypatch.chdir(tmp_path)
-    message = message_of(ConfigError, fileio.claim_output, tmp_path, inputs=(".",), overwrite=True)
+    message = message_of(ConfigError, fileio.claim_output, tmp_path, ("*",), inputs=(".",), overwrite=True)
     assert message == f"the output is the input: {tmp_path}"
     assert (tmp_path / "a.txt").read_text() == "precious"
 

@@ -283,7 +283,7 @@ def test_the_limit_of_pixels_can_be_moved():
 def test_names_are_printed_escaped():
     with pytest.raises(DataError) as caught:
         images.standardise(b"", "a\nb \udce9.jpg")
-    assert str(caught.value) == r"bad image: empty file: a\nb \xe9.jpg"
+    assert str(caught.value) == r"bad image: empty file: a\nb \udce9.jpg"
 
 
 def test_what_is_no_file_is_refused(tmp_path):

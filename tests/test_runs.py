@@ -212,9 +212,8 @@ def test_damaged_config_is_named(path, content):
 
 
 def test_one_writer_at_a_time(path):
-    with fileio.directory_lock(path):
-        with pytest.raises(EnvironmentFault, match=r"run is in use by pid \d+ on "):
-            with fileio.directory_lock(path):
-                raise AssertionError("two hold the lock")
+    with fileio.directory_lock(path), pytest.raises(EnvironmentFault, match=r"run is in use by pid \d+ on "):
+        with fileio.directory_lock(path):
+            raise AssertionError("two hold the lock")
     with fileio.directory_lock(path):  # free again
         pass

@@ -51,7 +51,7 @@ def convert(
         found = voc.read(source, split, tuple(classes), given)
     else:
         found = coco.read(source, images or _image_folder(source), tuple(classes), given)
-    fileio.claim_output(output, (source, images), overwrite)
+    fileio.claim_output(output, writer.OWN_FILES, (source, images), overwrite, (writer.REPORT,))
     with fileio.directory_lock(output):
         about = {"format": format, "source": str(source), "split": split}
         manifest, report = writer.write_records(

@@ -163,7 +163,9 @@ def progress_printer(what, stream=None):
 
     def show(done, total):
         now, tenth = time.monotonic(), done * 10 // max(total, 1)
-        begun.append(now) if not begun else None
+        if not begun:  # the first call marks the start: its own duration is unknown
+            begun.append(now)
+            return
         terminal = stream.isatty()
         if done < total and (now - last[0] < 0.2 if terminal else tenth == last[1]):
             return

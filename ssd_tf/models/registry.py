@@ -6,6 +6,7 @@ preprocessing it expects. Channels and map sizes are always read from the built 
 
 import contextlib
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _building(name, image_size, weights):
     except (ConfigError, DataError):
         raise
     except Exception as error:  # Keras raises ValueError, OSError, KeyError and bare Exception here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = _reason(error)
         if weights == "imagenet" and "URL fetch failure" in str(error):
             raise EnvironmentFault(
                 "ImageNet weights not reachable; set model.weights=/path or model.weights=none"
@@ -140,6 +141,13 @@ def _building(name, image_size, weights):
         if weights is not None:
             raise DataError(f"{shown(weights)} does not fit {name}: {reason}") from error
         raise ConfigError(f"{name} cannot be built at {image_size[0]}x{image_size[1]}: {reason}") from error
+
+
+def _reason(error):
+    """The line of a Keras error that says what is wrong: those that say where it came from are left out."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith("Exception encountered")]
+    return (telling or [type(error).__name__])[0][:160]
 
 
 def _with_extras(maps, backbone, settings):

@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LABEL_MAP = "label_map.json"
 REPORT = "convert_report.json"
+OWN_FILES = ("*.tfrecord", MANIFEST, LABEL_MAP, REPORT)
 _SHARD_BYTES = 128 << 20
 _AHEAD = 64  # examples in flight: bounds the memory
 
@@ -61,6 +62,7 @@ class Report:
       duplicates: lines, one for each image whose bytes came before under another id.
       num_negatives: images without objects.
       num_boxes: {class name: boxes written}.
+      digests: {SHA-256 of an image file: the first source id that had it}.
     """
 
     problems: list = field(default_factory=list)
@@ -70,6 +72,7 @@ class Report:
     duplicates: list = field(default_factory=list)
     num_negatives: int = 0
     num_boxes: collections.Counter = field(default_factory=collections.Counter)
+    digests: dict = field(default_factory=dict)
 
     def to_json(self):
         """Returns the content of convert_report.json."""
@@ -248,8 +251,7 @@ def _note(item, report):
     report.converted += item.converted
     report.num_boxes.update(item.names)
     report.num_negatives += not item.names
-    seen = report.__dict__.setdefault("_digests", {})
-    first = seen.setdefault(item.digest, item.source_id)
+    first = report.digests.setdefault(item.digest, item.source_id)
     if first != item.source_id:
         report.duplicates.append(f"same image bytes under two ids: {shown(first)} and {shown(item.source_id)}")
 

@@ -55,7 +55,7 @@ def synthesize(
     """
     classes = tuple(classes)
     _check_options(num_images, image_size, classes, seed, workers)
-    output = fileio.claim_output(output, overwrite=overwrite)
+    output = fileio.claim_output(output, (IMAGES, ANNOTATIONS), overwrite=overwrite)
     folder = fileio.make_directory(output / IMAGES)
 
     def write(number):

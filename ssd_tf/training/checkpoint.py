@@ -21,7 +21,7 @@ def save(run, model, step, state, best=False):
     """
 
     def write(directory):
-        model.save_weights(directory / runs.WEIGHTS)
+        _bare(model).save_weights(directory / runs.WEIGHTS)
         values = {f"{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.optimizer.variables)}
         np.savez(directory / OPTIMIZER, **values)
 
@@ -38,8 +38,8 @@ def restore(checkpoint, model):
     Raises:
       DataError: the files do not fit the model.
     """
-    model.optimizer.build(model.trainable_variables)  # first, or Keras warns that the file holds more than it has
     load_weights(checkpoint, model)
+    model.optimizer.build(model.trainable_variables)
     with np.load(checkpoint.path / OPTIMIZER, allow_pickle=False) as values:
         if len(values) != len(model.optimizer.variables):
             raise DataError(f"the optimizer's state does not fit: {shown(checkpoint.path)}")
@@ -50,7 +50,12 @@ def restore(checkpoint, model):
 def load_weights(checkpoint, model):
     """Loads a checkpoint's weights into a model; DataError if they do not fit."""
     try:
-        model.load_weights(checkpoint.path / runs.WEIGHTS)
+        _bare(model).load_weights(checkpoint.path / runs.WEIGHTS)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:160]
         raise DataError(f"weights do not fit the run's config: {reason}: {shown(checkpoint.path)}") from error
+
+
+def _bare(model):
+    """The same layers without the optimizer, whose state Keras would store in the weights file too."""
+    return keras.Model(model.inputs[0], model.output, name=model.name)

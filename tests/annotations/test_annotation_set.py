@@ -74,15 +74,11 @@ def test_choose_classes_takes_the_data_the_list_or_the_label_map():
     from_data = annotation_set.choose_classes(found, "here")
     assert from_data.label_map == LabelMap(("cat", "dog", "eel"))
     assert from_data.kept == {"cat", "dog", "eel"} and not from_data.left_out
-    chosen = annotation_set.choose_classes(
-        found, "here", ("eel", "cat"), None, {"cat": 5, "dog": 7, "eel": 9}
-    )
+    chosen = annotation_set.choose_classes(found, "here", ("eel", "cat"), None, {"cat": 5, "dog": 7, "eel": 9})
     assert chosen.label_map == LabelMap(("eel", "cat"), (9, 5))
     assert chosen.kept == {"eel", "cat"} and chosen.left_out == {"dog"}
     given = LabelMap(("dog", "ant"))
-    assert annotation_set.choose_classes(found, "here", (), given) == ClassChoice(
-        given, frozenset(("dog", "ant"))
-    )
+    assert annotation_set.choose_classes(found, "here", (), given) == ClassChoice(given, frozenset(("dog", "ant")))
     both = annotation_set.choose_classes(found, "here", ("ant",), given)
     assert both == ClassChoice(given, frozenset(("ant",)), frozenset(found))
 

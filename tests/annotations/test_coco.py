@@ -81,9 +81,7 @@ def test_instances_by_hand(tmp_path):
     assert found.problems == () and found.notes == ("1 image without annotations (first: empty.jpg)",)
 
 
-@pytest.mark.parametrize(
-    "area, expected", [(None, 12), ("nan", 12), (-1, 12), ("abc", 12), (0, 0), ("2.5", 2.5)]
-)
+@pytest.mark.parametrize("area, expected", [(None, 12), ("nan", 12), (-1, 12), ("abc", 12), (0, 0), ("2.5", 2.5)])
 def test_area_that_is_no_number_becomes_the_boxs(tmp_path, area, expected):
     content = make_content()
     content["annotations"][2]["area"] = area
@@ -100,9 +98,7 @@ def test_zero_sides_are_dropped_and_named(tmp_path):
     assert nine.dropped == (
         "degenerate box (zero area): annotation 1 'toothbrush' 10 20.5 0 40: image 9 in instances.json",
     )
-    assert ten.dropped == (
-        "degenerate box (zero area): annotation 7 'dog' 1 2 3 0: image 10 in instances.json",
-    )
+    assert ten.dropped == ("degenerate box (zero area): annotation 7 'dog' 1 2 3 0: image 10 in instances.json",)
     assert ten.boxes.shape == (0, 4) and found.problems == ()
 
 
@@ -439,9 +435,7 @@ def test_bad_results_are_placed(tmp_path, change, message):
 
 
 def test_other_files_are_not_results(tmp_path):
-    with pytest.raises(
-        DataError, match=r"^instances.json: not a results file: expected a list of detections$"
-    ):
+    with pytest.raises(DataError, match=r"^instances.json: not a results file: expected a list of detections$"):
         coco.read_results(write_json(tmp_path, make_content()))
     with pytest.raises(DataError, match=r"^instances.json: entry 1: not an object$"):
         coco.read_results(write_json(tmp_path, [3]))

@@ -17,9 +17,7 @@ def make_object(name="cat", box=(1, 2, 3, 4), extra=""):
     return f"<object><name>{name}</name>{extra}<bndbox>{edges}</bndbox></object>"
 
 
-def make_xml(
-    *objects, filename="", size="<size><width>500</width><height>375</height><depth>3</depth></size>"
-):
+def make_xml(*objects, filename="", size="<size><width>500</width><height>375</height><depth>3</depth></size>"):
     return f"<annotation><filename>{filename}</filename>{size}{''.join(objects)}</annotation>"
 
 
@@ -200,9 +198,7 @@ def test_a_split_is_needed_and_must_exist(tmp_path):
     write_voc(tmp_path, {"a": make_xml(make_object())}, lists)
     with pytest.raises(ConfigError) as caught:
         voc.read(tmp_path)
-    assert (
-        str(caught.value) == f"a split is needed; there are: train, val (and 2 of single classes): {tmp_path}"
-    )
+    assert str(caught.value) == f"a split is needed; there are: train, val (and 2 of single classes): {tmp_path}"
     with pytest.raises(
         ConfigError, match=r"^unknown split 'trian' \(did you mean train\?\); there are: train, val"
     ):
@@ -279,9 +275,7 @@ def test_folders_without_lists_are_read_whole(tmp_path, xml_folder, image_folder
 
 def test_a_split_of_a_folder_without_lists_is_refused(tmp_path):
     write_flat(tmp_path, {"a": make_xml(make_object())})
-    with pytest.raises(
-        ConfigError, match=r"^split 'train' given, but there are no lists in ImageSets/Main: "
-    ):
+    with pytest.raises(ConfigError, match=r"^split 'train' given, but there are no lists in ImageSets/Main: "):
         voc.read(tmp_path, "train")
 
 
@@ -300,9 +294,7 @@ def test_the_stem_of_the_xml_decides_whatever_filename_says(tmp_path):
     assert voc.read(tmp_path).examples[0].image == str(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(
-    "filename", ["photo.png", "photo", "photo.jpg", "some/where/photo.png", "old\\photo.png"]
-)
+@pytest.mark.parametrize("filename", ["photo.png", "photo", "photo.jpg", "some/where/photo.png", "old\\photo.png"])
 def test_filename_serves_where_the_stem_fits_no_image(tmp_path, filename):
     write_flat(tmp_path, {"a": make_xml(make_object(), filename=filename)}, ["photo.png", "b.png"])
     assert voc.read(tmp_path).examples[0].image == str(tmp_path / "photo.png")
@@ -328,9 +320,7 @@ def test_two_images_of_one_stem_need_the_filename(tmp_path):
 
 
 def test_classes_filter_and_order(tmp_path):
-    write_flat(
-        tmp_path, {"a": make_xml(make_object("cat"), make_object("dog"), make_object("eel", (9, 9, 1, 1)))}
-    )
+    write_flat(tmp_path, {"a": make_xml(make_object("cat"), make_object("dog"), make_object("eel", (9, 9, 1, 1)))})
     found = voc.read(tmp_path, classes=("dog", "cat"))
     assert found.label_map == LabelMap(("dog", "cat")) and found.problems == ()
     assert found.examples[0].names == ("cat", "dog")
@@ -340,9 +330,7 @@ def test_classes_filter_and_order(tmp_path):
 
 
 def test_a_label_map_makes_other_names_problems(tmp_path):
-    documents = {f"{n}": make_xml(make_object("cat ")) for n in range(7)} | {
-        "good": make_xml(make_object("cat"))
-    }
+    documents = {f"{n}": make_xml(make_object("cat ")) for n in range(7)} | {"good": make_xml(make_object("cat"))}
     write_flat(tmp_path, documents)
     found = voc.read(tmp_path, label_map=LabelMap(("dog", "cat")))
     assert [example.source_id for example in found.examples] == ["good"]

@@ -132,7 +132,11 @@ def test_converter_without_its_input(voc):
     write_coco("coco.json", images=[("gone.jpg", 64, 48)])
     for argv, code, message in (
         (("--format=voc", "--input=gone"), 3, "no such directory: gone"),
-        (("--format=voc", "--input=voc/Annotations/000000.xml"), 3, "no such directory: voc/Annotations/000000.xml"),
+        (
+            ("--format=voc", "--input=voc/Annotations/000000.xml"),
+            3,
+            "no such directory: voc/Annotations/000000.xml",
+        ),
         (("--format=voc", "--input=voc"), 2, "a split is needed; there are: train: voc"),
         (
             ("--format=voc", "--input=voc", "--split=trian"),
@@ -244,12 +248,12 @@ def test_bad_images_stop_the_conversion(bad_images):
     assert [row["message"] for row in report["skipped"]] == bad_images
 
 
-@pytest.mark.parametrize(("limit", "allowed"), [((), "0.04"), (("--max_skipped=1",), "1"), (("--max_skipped=0",), "0")])
+@pytest.mark.parametrize(
+    ("limit", "allowed"), [((), "0.04"), (("--max_skipped=1",), "1"), (("--max_skipped=0",), "0")]
+)
 def test_more_bad_images_than_allowed(bad_images, limit, allowed):
     message = fault("convert", *CONVERT, "--on_error=skip", *limit, code=3)
-    assert message == (
-        f"2 of 4 images cannot be used, --max_skipped allows {allowed}; the first: {bad_images[0]}"
-    )
+    assert message == (f"2 of 4 images cannot be used, --max_skipped allows {allowed}; the first: {bad_images[0]}")
     assert visible(Path("rec")) == ["convert_report.json"]
 
 
@@ -699,7 +703,9 @@ def test_config_may_change_before_the_first_checkpoint(folder):
         runs.start_run("new", first, LabelMap(("a", "b")))
 
 
-HOLDER = "import sys; from ssd_tf import fileio\nwith fileio.directory_lock(sys.argv[1]): print(flush=True), input()"
+HOLDER = (
+    "import sys; from ssd_tf import fileio\nwith fileio.directory_lock(sys.argv[1]): print(flush=True), input()"
+)
 
 
 @contextlib.contextmanager

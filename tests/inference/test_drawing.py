@@ -1,6 +1,7 @@
 """Boxes on pictures, pixel by pixel."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_colours_of_classes_differ_and_stay():
     colours = [class_color(class_id) for class_id in range(1, 21)]
     assert len(set(colours)) == 20
     assert class_color(1) == colours[0]
-    distances = [np.abs(np.subtract(a, b)).max() for a, b in zip(colours, colours[1:], strict=False)]
+    distances = [np.abs(np.subtract(a, b)).max() for a, b in itertools.pairwise(colours)]
     assert min(distances) > 60
 
 

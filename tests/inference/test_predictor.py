@@ -125,9 +125,7 @@ def test_boxes_are_pixels_of_the_original():
 
 
 def test_records_are_detected_by_name(predictor, photo):
-    batch = keras.ops.convert_to_tensor(
-        np.random.default_rng(2).integers(0, 256, (2, *SIZE, 3), np.uint8)
-    )
+    batch = keras.ops.convert_to_tensor(np.random.default_rng(2).integers(0, 256, (2, *SIZE, 3), np.uint8))
     names = keras.ops.convert_to_tensor([b"a", "ü".encode()])
     sizes = keras.ops.convert_to_tensor(np.int32([[32, 48], [64, 480]]))
     done = []

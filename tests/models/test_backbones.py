@@ -199,7 +199,7 @@ def test_number_of_weights():
 
 
 def test_tiny_ssd_is_as_large_as_its_table():
-    """The paper's table 1 and heads of 4, 6, 6, 6, 6, 4 anchors for 21 classes, kernels alone: added up by hand."""
+    """The paper's table 1 and heads of 4, 6, 6, 6, 6, 4 anchors for 21 classes, kernels alone, by hand."""
     leaves = {"anchors__ratios": ((2.0,), *((2.0, 3.0),) * 4, (2.0,))}
     config = configs.replace(make_config("tiny_ssd", 300, **leaves), model__num_classes=20)
     detector = build.build(config)
@@ -451,7 +451,13 @@ def ceil_pool(features):
 @pytest.mark.parametrize("image_size", [(300, 300), (200, 160)])
 def test_tiny_ssd_pools_as_caffe_does(image_size):
     model = registry.get_backbone("tiny_ssd").build((*image_size, 3), None)
-    pairs = [("conv1_relu", "pool1"), ("fire2", "pool3"), ("fire4", "pool5"), ("fire8", "pool9"), ("fire9", "pool10")]
+    pairs = [
+        ("conv1_relu", "pool1"),
+        ("fire2", "pool3"),
+        ("fire4", "pool5"),
+        ("fire8", "pool9"),
+        ("fire9", "pool10"),
+    ]
     names = [name for pair in pairs for name in pair]
     image = np.random.default_rng(0).uniform(-1, 1, (1, *image_size, 3)).astype(np.float32)
     values = dict(zip(names, (value[0] for value in probe(model, names, image)), strict=True))

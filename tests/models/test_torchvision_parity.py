@@ -11,7 +11,9 @@ from ssd_tf.api import build
 from ssd_tf.models.detector import all_layers
 
 MEAN = (0.48235, 0.45882, 0.40784)  # torchvision's, of pixels in [0, 1]; its deviation is 1 / 255
-BODY = [f"block{block}_conv{conv}" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3)) for conv in range(1, count + 1)]
+BODY = [
+    f"block{block}_conv{conv}" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3)) for conv in range(1, count + 1)
+]
 CONVOLUTIONS = {
     **{f"backbone.features.{i}": name for i, name in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21), BODY, strict=True)},
     "backbone.extra.0.1": "block5_conv1",

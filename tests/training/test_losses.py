@@ -106,7 +106,9 @@ def reference_class_loss(labels, logits, ratio=3.0, min_negatives=0):
     return sums
 
 
-@pytest.mark.parametrize(("ratio", "min_negatives"), [(3.0, 0), (1.0, 0), (0.0, 0), (3.0, 4), (1000.0, 0), (2.5, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "min_negatives"), [(3.0, 0), (1.0, 0), (0.0, 0), (3.0, 4), (1000.0, 0), (2.5, 1)]
+)
 def test_class_loss_is_its_definition(ratio, min_negatives):
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 0, 0, 0, 0, 0, 0, 0, 1, 2, -1], (6, 60)).astype(np.int32)

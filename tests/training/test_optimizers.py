@@ -30,9 +30,7 @@ def test_cosine_falls_to_zero_after_the_warmup():
 
 
 def test_multistep_drops_tenfold_at_its_milestones():
-    found = rates(
-        [0, 10, 50, 51, 75, 76, 100], warmup=0.1, schedule="multistep", milestones=(0.5, 0.75)
-    )
+    found = rates([0, 10, 50, 51, 75, 76, 100], warmup=0.1, schedule="multistep", milestones=(0.5, 0.75))
     np.testing.assert_allclose(found, [0.2, 0.6, 0.6, 0.06, 0.06, 0.006, 0.006], rtol=1e-5)
 
 

@@ -169,14 +169,12 @@ def test_loss_that_is_not_finite_stops_the_training(recipe, drawn_records, tmp_p
     step = int(str(caught.value).split(":")[0].removeprefix("step "))
     found = runs.find_checkpoint(tmp_path / "run")
     assert (found.state["step"] if found else 0) == step - 1
-    if found:
-        assert all(np.all(np.isfinite(w)) for w in final_weights(tmp_path / "run")[:1])
 
 
 def test_wrong_conditions_are_told_before_any_work(recipe, drawn_records, tmp_path):
     run_training(recipe, drawn_records, tmp_path / "run", "train.steps=2")
     with pytest.raises(ConfigError, match=r"cannot resume: train\.momentum 0\.9 -> 0\.5"):
-        run_training(recipe, drawn_records, tmp_path / "run", "train.momentum=.5")
+        run_training(recipe, drawn_records, tmp_path / "run", "train.momentum=0.5")
     with pytest.raises(ConfigError, match=r"model\.num_classes is 5, the records have 2 classes"):
         run_training(recipe, drawn_records, tmp_path / "other", "model.num_classes=5")
     with pytest.raises(DataError, match="no such records directory"):
@@ -211,11 +209,16 @@ def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
         "examples": 32,
     }
     rows = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["mAP"]) for row in rows if "mAP" in row] == [(2, None), (4, 0.5), (6, 0.5), (8, 0.25)]
+    assert [(row["step"], row["mAP"]) for row in rows if "mAP" in row] == [
+        (2, None),
+        (4, 0.5),
+        (6, 0.5),
+        (8, 0.25),
+    ]
     assert any(line.startswith("step 2: validation mAP n/a (voc07, ") for line in lines)
 
 
-KILLED = ("train.steps=600", "train.checkpoint_steps=20", "train.log_steps=100")
+KILLED = ("train.steps=80", "train.checkpoint_steps=10", "train.log_steps=40")
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -248,11 +251,11 @@ def test_killed_command_goes_on_as_if_nothing_had_happened(recipe, drawn_records
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     saved = runs.find_checkpoint(killed).state["step"]
-    assert 20 <= saved < 600
+    assert 10 <= saved < 80
     process = start_command(recipe, drawn_records, killed, repository)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     result = json.loads(output.splitlines()[-1])
-    assert (result["resumed_from"], result["step"]) == (saved, 600)
+    assert (result["resumed_from"], result["step"]) == (saved, 80)
     run_training(recipe, drawn_records, whole, *KILLED)
     assert_same_weights(killed, whole)
