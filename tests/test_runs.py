@@ -212,8 +212,8 @@ def test_damaged_config_is_named(path, content):
 
 
 def test_one_writer_at_a_time(path):
-    with fileio.directory_lock(path), pytest.raises(EnvironmentFault, match=r"run is in use by pid \d+ on "):
-        with fileio.directory_lock(path):
-            raise AssertionError("two hold the lock")
+    in_use = pytest.raises(EnvironmentFault, match=r"run is in use by pid \d+ on ")
+    with fileio.directory_lock(path), in_use, fileio.directory_lock(path):
+        raise AssertionError("two hold the lock")
     with fileio.directory_lock(path):  # free again
         pass

@@ -102,10 +102,10 @@ def test_wrong_options_are_refused_before_any_work(tmp_path, options, message):
 
 
 def test_filled_output_is_kept_unless_told_otherwise(tmp_path):
-    (tmp_path / "old.txt").write_text("mine")
+    (tmp_path / "annotations.json").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         synthesize(tmp_path, 1, image_size=64)
-    assert contents(tmp_path) == {"old.txt": b"mine"}
+    assert contents(tmp_path) == {"annotations.json": b"mine"}
     synthesize(tmp_path, 1, image_size=64, overwrite=True)
     assert sorted(contents(tmp_path)) == ["annotations.json", "images/000000.jpg"]
 
