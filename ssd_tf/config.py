@@ -278,7 +278,7 @@ def check_resume(old, new):
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after and not item.metadata.get("resumable"):
             raise ConfigError(
-                f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir, or --init_from)"
+                f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir)"
             )
 
 

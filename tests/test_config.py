@@ -243,7 +243,7 @@ def test_only_validation_and_logging_may_change_on_resume(key):
     with pytest.raises(ConfigError) as caught:
         configs.check_resume(old, new)
     before, after = read(old, key), read(new, key)
-    assert str(caught.value) == (f"cannot resume: {key} {before} -> {after} (start a new run_dir, or --init_from)")
+    assert str(caught.value) == (f"cannot resume: {key} {before} -> {after} (start a new run_dir)")
 
 
 def number_leaf(leaf, kind):

@@ -177,6 +177,7 @@ def test_a_damaged_newer_checkpoint_does_not_crowd_out_sound_ones(path):
     ],
 )
 def test_resuming_with_a_changed_key_is_refused(path, key, value, message):
+    save(path, 1)
     with pytest.raises(ConfigError, match=message):
         runs.start_run(path, configs.replace(CONFIG, **{key: value}), LABELS)
     assert configs.from_dict(json.loads((path / runs.CONFIG).read_text())["config"], "") == CONFIG
@@ -190,6 +191,11 @@ def test_resuming_may_change_steps_and_logging(path):
     assert runs.open_run(path).config == changed
 
 
+def test_without_a_checkpoint_everything_may_change(path):
+    changed = configs.replace(CONFIG, train__learning_rate=0.5)
+    assert runs.start_run(path, changed, LabelMap(("bird",))).config == changed
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -199,6 +205,7 @@ def test_resuming_may_change_steps_and_logging(path):
     ],
 )
 def test_resuming_with_other_classes_is_refused(path, labels, message):
+    save(path, 1)
     with pytest.raises(DataError, match=message):
         runs.start_run(path, CONFIG, labels)
 

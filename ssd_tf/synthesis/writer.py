@@ -43,7 +43,7 @@ def synthesize(
       classes: names out of shapes.SHAPES; their order is that of the ids.
       seed: 0 or more; the same seed gives the same bytes.
       progress: called with (images written, num_images) after each image, or None.
-      overwrite: empty `output` first if there is something in it.
+      overwrite: replace what an earlier call wrote.
       workers: threads; 0 for two.
 
     Returns:

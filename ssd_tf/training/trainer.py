@@ -47,6 +47,7 @@ def train(model, make_stream, run, validate=None, write_line=print):
         for name in last.skipped:
             write_line(f"checkpoint {name} incomplete, using {last.path.name}")
         checkpoint.restore(last, model)
+        write_line(f"going on from step {start:,}")
     if start >= settings.steps:
         write_line(f"already finished at step {start:,}; raise train.steps to go on")
         return {"step": start, "resumed_from": start, "best_metric": state.get("best_metric"), "loss": None}
