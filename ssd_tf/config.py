@@ -4,6 +4,7 @@ Every leaf has a type, and where it matters a set of choices or a range; an unkn
 a value out of range is a ConfigError that names the key.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.resources
@@ -251,11 +252,14 @@ def to_dict(config):
 
 def replace(config, **leaves):
     """Returns a copy of `config` with leaves replaced, given as section__key=value."""
+    changes = {}
     for path, value in leaves.items():
         section, key = path.split("__")
-        part = dataclasses.replace(getattr(config, section), **{key: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config
+        changes.setdefault(section, {})[key] = value
+    parts = {
+        section: dataclasses.replace(getattr(config, section), **values) for section, values in changes.items()
+    }
+    return dataclasses.replace(config, **parts)
 
 
 def resolve_steps(config, num_examples):
@@ -333,6 +337,9 @@ def _from_text(key, kind, raw):
         if raw.lower() not in ("true", "false"):
             raise ConfigError(f"{key}: expected true or false, got {raw!r}")
         return raw.lower() == "true"
+    if kind is float:  # TOML would refuse ".5"
+        with contextlib.suppress(ValueError):
+            return float(raw)
     if isinstance(kind, types.GenericAlias) and not raw.startswith("[") and raw.count(","):
         raw = f"[{raw}]"
     try:

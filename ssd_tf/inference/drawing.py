@@ -36,7 +36,7 @@ def draw_boxes(image, boxes, labels, classes):
     for box, label, class_id in reversed(list(zip(np.asarray(boxes), labels, classes, strict=True))):
         x0, y0, x1, y1 = (int(value) for value in np.round(box))
         color = class_color(int(class_id))
-        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness)
         _draw_caption(canvas, label, (x0, y0), color, thickness)
     return canvas
 

@@ -11,6 +11,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 
 from ssd_tf import fileio
 from ssd_tf.errors import TrainingError
@@ -48,6 +49,13 @@ def check_finite(step, logs):
     if not math.isfinite(loss):
         parts = ", ".join(f"{name} {float(value):.3g}" for name, value in logs.items())
         raise TrainingError(f"step {step}: the loss is {loss} ({parts}); try a lower train.learning_rate")
+
+
+def check_weights(step, model):
+    """Raises TrainingError when a weight is not finite: the loss shows it one step late, after a checkpoint."""
+    for weight in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise TrainingError(f"step {step}: {weight.path} is not finite; try a lower train.learning_rate")
 
 
 class Log:
@@ -151,6 +159,7 @@ class Checkpoints:
         best = self._validate(step) if validated else False
         caught = self.signals.caught
         if validated or final or caught or step % self.settings.checkpoint_steps == 0:
+            check_weights(step, self.model)
             state = {"best_metric": self.best_metric, "examples": step * self.settings.batch_size}
             checkpoint.save(self.run, self.model, step, state, best)
         if caught:

@@ -1,5 +1,7 @@
 """Model and optimizer to a checkpoint's files and back."""
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -50,7 +52,9 @@ def restore(checkpoint, model):
 def load_weights(checkpoint, model):
     """Loads a checkpoint's weights into a model; DataError if they do not fit."""
     try:
-        _bare(model).load_weights(checkpoint.path / runs.WEIGHTS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters is said by the error
+            _bare(model).load_weights(checkpoint.path / runs.WEIGHTS)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:160]
         raise DataError(f"weights do not fit the run's config: {reason}: {shown(checkpoint.path)}") from error
