@@ -53,7 +53,7 @@ class AnchorConfig:
 
     preset: str = "auto"
     sizes: tuple[float, ...] = _setting((), low=1e-4, high=4.0)
-    ratios: tuple[tuple[float, ...], ...] = ()
+    ratios: tuple[tuple[float, ...], ...] = _setting((), low=0.01, high=100.0)
     steps: tuple[float, ...] = _setting((), low=1e-3)
     offset: float = _setting(0.5, low=0.0, high=1.0)
     clip: str = _setting("preset", choices=("preset", "none", "corners", "size", "centre_size"))
@@ -281,9 +281,7 @@ def check_resume(old, new):
         section, name = key.split(".")
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after and not item.metadata.get("resumable"):
-            raise ConfigError(
-                f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir)"
-            )
+            raise ConfigError(f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir)")
 
 
 def _text(value):
@@ -363,10 +361,15 @@ def _checked(key, item, value):
     choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
     if choices and value not in choices:
         raise ConfigError(f"{key}: {value!r} is none of {', '.join(choices)}{suggest(value, choices)}")
-    for number in value if isinstance(value, tuple) else (value,):
+    for number in _flat(value):
         if (low is not None and number < low) or (high is not None and number > high):
             raise ConfigError(f"{key}: {number} is outside {_range_text(low, high)}")
     return value
+
+
+def _flat(value):
+    """All numbers of a value, nested tuples opened."""
+    return [number for entry in value for number in _flat(entry)] if isinstance(value, tuple) else [value]
 
 
 def _range_text(low, high):

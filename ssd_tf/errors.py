@@ -4,9 +4,18 @@ import difflib
 
 
 class SsdError(Exception):
-    """Any fault whose message alone tells the user what to do; the commands print it as one line."""
+    """Any fault whose message alone tells the user what to do; the commands print it as one line.
+
+    Args:
+      message: that line.
+      details: further lines, where one fault has many parts.
+    """
 
     exit_code = 3
+
+    def __init__(self, message, details=()):
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class ConfigError(SsdError):
@@ -50,6 +59,11 @@ def suggest(name, options):
     """Returns " (did you mean x?)" for the nearest of `options`, or "" if none is near."""
     near = difflib.get_close_matches(str(name), [str(option) for option in options], n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def is_text(value):
+    """Tells whether a value from a file is a non-empty text that can be stored; JSON can hold half a character."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def shown(name):

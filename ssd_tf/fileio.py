@@ -15,6 +15,7 @@ from pathlib import Path
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown
 
 JSON_LIMIT = 2 << 30
+_MARKER = ".made_by_ssd_tf"
 _OUTPUT_FAULTS = {
     errno.ENOSPC: "No space left on the device",
     errno.EDQUOT: "disk quota exceeded",
@@ -104,50 +105,74 @@ def make_directory(path):
     return path
 
 
-def claim_file(path):
+def claim_file(path, inputs=()):
     """Makes sure that a file can be written later: creates its directory, refuses a directory of its name.
 
+    Args:
+      path: the file.
+      inputs: files and directories the command reads, or None; nothing that exists in them is overwritten.
+
     Raises:
+      ConfigError: it is an input.
       EnvironmentFault: not writable, or a directory stands there.
     """
-    make_directory(Path(path).parent)
-    if Path(path).is_dir():
+    path = Path(path)
+    make_directory(path.parent)
+    if path.is_dir():
         raise EnvironmentFault(f"{_OUTPUT_FAULTS[errno.EISDIR]}: {shown(path)}")
+    for source in inputs:
+        if source and path.exists() and path.resolve().is_relative_to(Path(source).resolve()):
+            raise ConfigError(f"the output would overwrite an input: {shown(path)}")
 
 
+@contextlib.contextmanager
 def claim_output(path, own, inputs=(), overwrite=False, reports=()):
-    """Makes sure that an output directory may be filled, and creates it.
+    """Holds an output directory, empty, for one command.
+
+    A directory is marked when it is claimed; only in marked ones is anything ever removed.
 
     Args:
       path: the directory.
-      own: patterns of the names that the command writes; only these are ever removed.
-      inputs: paths the command reads; the output may be none of them.
+      own: patterns of the names that the command writes; only these are removed.
+      inputs: paths the command reads, or None; the output may be none of them and hold none of them.
       overwrite: remove what an earlier call of the command wrote.
       reports: names among `own` that do not count as content: what a failed call leaves.
 
-    Returns:
+    Yields:
       the directory as a Path.
 
     Raises:
-      ConfigError: it is an input, holds foreign files, or is not empty without `overwrite`.
+      ConfigError: it is or holds an input, holds foreign files, or is not empty without `overwrite`.
+      EnvironmentFault: not writable, or another process holds it.
     """
     path = Path(path)
     for source in inputs:
         if source and Path(source).resolve() == path.resolve():
             raise ConfigError(f"the output is the input: {shown(path)}")
+        if source and Path(source).resolve().is_relative_to(path.resolve()):
+            raise ConfigError(f"the output holds the input: {shown(source)}")
     make_directory(path)
-    leftovers = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    if not overwrite and any(entry.name not in reports for entry in leftovers):
+    _removable(path, own, overwrite, reports)
+    with directory_lock(path):
+        leftovers = _removable(path, own, overwrite, reports)  # again: nobody else writes here now
+        with output_errors(path):
+            (path / _MARKER).touch()
+            for entry in leftovers:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        yield path
+
+
+def _removable(path, own, overwrite, reports):
+    """The entries that a claim removes; raises unless it may."""
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if not overwrite and any(entry.name not in reports for entry in entries):
         raise ConfigError(f"{shown(path)} is not empty; pass --overwrite to replace what is in it")
-    for entry in leftovers:
-        if not any(entry.match(pattern) for pattern in own):
+    for entry in entries:
+        if not (path / _MARKER).exists() or not any(entry.match(pattern) for pattern in own):
             raise ConfigError(
                 f"{shown(path)} holds {shown(entry.name)}, which is not ours; choose another directory"
             )
-    with output_errors(path):
-        for entry in leftovers:
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    return path
+    return entries
 
 
 def read_bytes(path, limit=None):

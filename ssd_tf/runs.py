@@ -5,13 +5,14 @@ SHA-256 of the other files, so a damaged checkpoint is noticed and the one befor
 """
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_tf import config as configs
 from ssd_tf import fileio
-from ssd_tf.errors import DataError, shown
+from ssd_tf.errors import ConfigError, DataError, shown
 from ssd_tf.structures import LabelMap
 
 CONFIG = "config.json"
@@ -47,39 +48,42 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
 
 
-def start_run(path, config, label_map):
+def start_run(path, config, label_map, num_examples):
     """Creates a run directory, or takes one up again.
 
     Args:
       path: the directory.
       config: resolved Config.
       label_map: LabelMap of the training records.
+      num_examples: images in them.
 
     Returns:
       Run.
 
     Raises:
-      ConfigError: the directory belongs to a run of another configuration; names the key.
-      DataError: other classes.
+      ConfigError: the directory holds other things, or a run of another configuration; names the key.
+      DataError: other records.
     """
     path = fileio.make_directory(path)
-    if (path / CONFIG).exists() and _steps(path):  # without a checkpoint there is nothing that could contradict
-        old = _read(path)
-        configs.check_resume(old.config, config)
-        if old.label_map != label_map:
-            raise DataError(f"class map differs: {_first_difference(old.label_map, label_map)}: {shown(path)}")
+    if (path / CONFIG).exists():
+        _check_same_run(path, config, label_map, num_examples)
+    elif any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise ConfigError(f"{shown(path)} is not empty and not a run; choose another --run_dir")
     fileio.write_json(path / LABEL_MAP, label_map.to_json())
-    fileio.write_json(path / CONFIG, {"format_version": _FORMAT_VERSION, "config": configs.to_dict(config)})
+    content = {"format_version": _FORMAT_VERSION, "examples": num_examples, "config": configs.to_dict(config)}
+    fileio.write_json(path / CONFIG, content)
     return Run(path, config, label_map)
 
 
-def _first_difference(old, new):
-    for class_id, name in enumerate(new.names, 1):
-        if name not in old.names:
-            return f"shards have {name!r}, the run does not"
-        if old.id(name) != class_id:
-            return f"shards have {name!r} = {class_id}, run has {name!r} = {old.id(name)}"
-    return f"shards have {len(new)} classes, the run {len(old)}"
+def _check_same_run(path, config, label_map, num_examples):
+    old = _read(path)
+    if not _steps(path):  # nothing that could contradict
+        return
+    configs.check_resume(old.config, config)
+    old.label_map.check_same(label_map, "run has", "shards have")
+    before = fileio.read_json(path / CONFIG).get("examples")
+    if before != num_examples:
+        raise DataError(f"cannot resume: --train has {num_examples} images, the run's had {before}: {shown(path)}")
 
 
 def open_run(path):
@@ -124,7 +128,11 @@ def find_checkpoint(path, which="latest"):
     path = Path(path)
     if which == "latest":
         return _latest(path)
-    name = _pointer(path / BEST) if which == "best" else step_name(which.removeprefix("step-"))
+    best = read_best(path)
+    if which == "best":
+        name = best["checkpoint"] if best else None
+    else:
+        name = step_name(which.removeprefix("step-"))
     if name is None or not (path / name).is_dir():
         there = ", ".join(entry.name for entry in _steps(path)) or "none"
         raise DataError(f"{shown(path)} has no checkpoint {which} (there are: {there})")
@@ -152,7 +160,7 @@ def _pointer(path):
 
 
 def _steps(path):
-    return sorted(entry for entry in path.glob("step-*") if entry.is_dir() and entry.suffix != ".tmp")
+    return sorted(entry for entry in path.iterdir() if re.fullmatch(r"step-\d{8}", entry.name) and entry.is_dir())
 
 
 def _fault(directory):
@@ -176,7 +184,7 @@ def step_name(step):
         raise DataError(f"checkpoint is latest, best or step-N, not {step!r}") from None
 
 
-def save_checkpoint(path, step, write_files, state, keep_last, best=False):
+def save_checkpoint(path, step, write_files, state, keep_last):
     """Writes one checkpoint completely, then points LATEST at it and removes old ones.
 
     Args:
@@ -185,7 +193,6 @@ def save_checkpoint(path, step, write_files, state, keep_last, best=False):
       write_files: function (directory) that writes the files.
       state: dict for state.json; "step" and "files" are added.
       keep_last: checkpoints to keep, besides the best.
-      best: point BEST at it too.
 
     Raises:
       EnvironmentFault: disk full or not writable; LATEST still points at a complete checkpoint.
@@ -204,15 +211,27 @@ def save_checkpoint(path, step, write_files, state, keep_last, best=False):
         fileio.write_json(temporary / STATE, {**state, "step": step, "files": files})
         shutil.rmtree(final, ignore_errors=True)  # the same step, saved before an interruption
         fileio.commit(temporary, final)
-    for pointer in (LATEST, BEST) if best else (LATEST,):
-        with fileio.atomic_write(Path(path) / pointer, "w") as file:
-            file.write(final.name + "\n")
+    with fileio.atomic_write(Path(path) / LATEST, "w") as file:
+        file.write(final.name + "\n")
     _prune(Path(path), keep_last)
 
 
+def mark_best(path, step, metric, value):
+    """Makes the checkpoint of `step` the best: by `metric` it scored `value`."""
+    fileio.write_json(Path(path) / BEST, {"checkpoint": step_name(step), "metric": metric, "value": value})
+
+
+def read_best(path):
+    """Returns {"checkpoint", "metric", "value"} of the best checkpoint, or None."""
+    best = fileio.read_json(Path(path) / BEST) if (Path(path) / BEST).exists() else None
+    if best is not None and not (isinstance(best, dict) and {"checkpoint", "metric", "value"} <= set(best)):
+        raise DataError(f"not a pointer to a checkpoint: {shown(Path(path) / BEST)}")
+    return best
+
+
 def _prune(path, keep_last):
-    latest, best = _pointer(path / LATEST), _pointer(path / BEST)
+    latest, best = _pointer(path / LATEST), read_best(path)
     # A newer one was damaged when the training went on from before it: it must not count as kept.
     for entry in [entry for entry in _steps(path) if entry.name <= latest][:-keep_last]:
-        if entry.name != best:
+        if best is None or entry.name != best["checkpoint"]:
             shutil.rmtree(entry, ignore_errors=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_tf.errors import DataError, suggest
+from ssd_tf.errors import DataError, is_text, suggest
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,21 @@ class LabelMap:
         except ValueError:
             raise DataError(f"unknown class {name!r}{suggest(name, self.names)}") from None
 
+    def check_same(self, other, here, there):
+        """Raises DataError unless `other` gives the same names the same ids.
+
+        Args:
+          other: LabelMap.
+          here, there: how the message speaks of the two, such as "run has" and "shards have".
+        """
+        for class_id, name in enumerate(other.names, 1):
+            own = self.id(name) if name in self.names else None
+            if own != class_id:
+                known = f"no {name!r}" if own is None else f"{name!r} = {own}"
+                raise DataError(f"class map differs: {there} {name!r} = {class_id}, {here} {known}")
+        if len(other) != len(self):
+            raise DataError(f"class map differs: {there} {len(other)} classes, {here} {len(self)}")
+
     def to_json(self):
         """Returns the content of label_map.json."""
         rows = zip(range(1, len(self) + 1), self.names, self.source_ids, strict=True)
@@ -57,7 +72,7 @@ class LabelMap:
         except (TypeError, KeyError, AttributeError):
             raise DataError(f'{where}: expected {{"classes": [{{"id": 1, "name": ...}}]}}') from None
         for position, (class_id, name, source) in enumerate(rows, 1):
-            if type(class_id) is not int or type(source) is not int or type(name) is not str or not name:
+            if type(class_id) is not int or type(source) is not int or not is_text(name):
                 raise DataError(f"{where}: class {position}: id must be an integer and name a text")
             if class_id != position:
                 raise DataError(f"{where}: ids must be 1, 2, 3 ...: class {position} ({name!r}) has id {class_id}")

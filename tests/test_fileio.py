@@ -258,49 +258,81 @@ def test_make_directory(tmp_path):
     )
 
 
+def claim(path, own, **options):
+    with fileio.claim_output(path, own, **options) as output:
+        return output
+
+
 def test_claim_output_of_a_new_or_empty_directory(tmp_path):
     output = tmp_path / "a" / "out"
-    assert fileio.claim_output(str(output), ("*.txt",)) == output
-    (output / ".lock").write_text("hidden files do not count")
-    assert fileio.claim_output(output, ("*.txt",), inputs=(None, "", tmp_path)) == output
-    assert names_in(output) == [".lock"]
+    assert claim(str(output), ("*.txt",)) == output
+    (output / ".hidden").write_text("hidden files do not count")
+    assert claim(output, ("*.txt",), inputs=(None, "", tmp_path)) == output
+    assert (output / ".hidden").exists()
 
 
 def test_claim_output_that_is_not_empty(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "a.txt").write_text("precious")
     output = tmp_path / "out"
-    (output / "folder").mkdir(parents=True)
+    own = ("*.txt", "folder", "link")
+    claim(output, own)
+    (output / "folder").mkdir()
     (output / "folder" / "b.txt").write_text("old")
     (output / "c.txt").write_text("old")
     (output / "link").symlink_to(tmp_path / "kept")
-    own = ("*.txt", "folder", "link")
     message = f"{output} is not empty; pass --overwrite to replace what is in it"
-    assert message_of(ConfigError, fileio.claim_output, output, own) == message
-    assert names_in(output) == ["c.txt", "folder", "link"]
-    fileio.claim_output(output, own, overwrite=True)
-    assert names_in(output) == []
+    assert message_of(ConfigError, claim, output, own) == message
+    assert visible(output) == ["c.txt", "folder", "link"]
+    claim(output, own, overwrite=True)
+    assert visible(output) == []
     assert (tmp_path / "kept" / "a.txt").read_text() == "precious"
 
 
+def visible(path):
+    return [name for name in names_in(path) if not name.startswith(".")]
+
+
+def test_claim_output_removes_nothing_from_directories_of_others(tmp_path):
+    (tmp_path / "a.txt").write_text("precious")
+    message = message_of(ConfigError, claim, tmp_path, ("*.txt",), overwrite=True)
+    assert message == f"{tmp_path} holds a.txt, which is not ours; choose another directory"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_claim_output_that_holds_the_input(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    message = message_of(ConfigError, claim, tmp_path, ("*",), inputs=(tmp_path / "a.json",), overwrite=True)
+    assert message == f"the output holds the input: {tmp_path / 'a.json'}"
+
+
+def test_claim_output_is_for_one_at_a_time(tmp_path):
+    with fileio.claim_output(tmp_path, ("*",)):
+        (tmp_path / "a.txt").write_text("of the first")
+        assert "is in use by pid" in message_of(EnvironmentFault, claim, tmp_path, ("*",), overwrite=True)
+        assert (tmp_path / "a.txt").exists()
+
+
 def test_claim_output_never_removes_foreign_files(tmp_path):
+    claim(tmp_path, ("*.tfrecord",))
     (tmp_path / "a.tfrecord").write_text("ours")
     (tmp_path / "photo.jpg").write_text("precious")
-    message = message_of(ConfigError, fileio.claim_output, tmp_path, ("*.tfrecord",), overwrite=True)
+    message = message_of(ConfigError, claim, tmp_path, ("*.tfrecord",), overwrite=True)
     assert message == f"{tmp_path} holds photo.jpg, which is not ours; choose another directory"
-    assert names_in(tmp_path) == ["a.tfrecord", "photo.jpg"]
+    assert visible(tmp_path) == ["a.tfrecord", "photo.jpg"]
 
 
 def test_claim_output_after_a_failed_call(tmp_path):
+    claim(tmp_path, ("report.json",))
     (tmp_path / "report.json").write_text("{}")
-    fileio.claim_output(tmp_path, ("report.json",), reports=("report.json",))
-    assert names_in(tmp_path) == []
+    claim(tmp_path, ("report.json",), reports=("report.json",))
+    assert visible(tmp_path) == []
 
 
 def test_claim_output_that_is_the_input(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("precious")
     monkeypatch.chdir(tmp_path)
-    message = message_of(ConfigError, fileio.claim_output, tmp_path, ("*",), inputs=(".",), overwrite=True)
+    message = message_of(ConfigError, claim, tmp_path, ("*",), inputs=(".",), overwrite=True)
     assert message == f"the output is the input: {tmp_path}"
     assert (tmp_path / "a.txt").read_text() == "precious"
 

@@ -15,14 +15,16 @@ CONFIG = configs.replace(configs.Config(), train__steps=100)
 
 @pytest.fixture
 def path(tmp_path):
-    return runs.start_run(tmp_path / "run", CONFIG, LABELS).path
+    return runs.start_run(tmp_path / "run", CONFIG, LABELS, 8).path
 
 
 def save(path, step, best=False, keep_last=2, text="weights"):
     def write(directory):
         (directory / "a.bin").write_text(f"{text} {step}")
 
-    runs.save_checkpoint(path, step, write, {"metric": step / 10}, keep_last, best)
+    runs.save_checkpoint(path, step, write, {"metric": step / 10}, keep_last)
+    if best:
+        runs.mark_best(path, step, "voc07", step / 100)
 
 
 def names(path):
@@ -77,7 +79,8 @@ def test_best_is_kept(path):
     assert names(path) == ["step-00000002", "step-00000005", "step-00000006"]
     assert runs.find_checkpoint(path, "best").state["step"] == 2
     save(path, 7, best=True)
-    assert names(path) == ["step-00000006", "step-00000007"]
+    save(path, 8)
+    assert names(path) == ["step-00000007", "step-00000008"]
     assert runs.find_checkpoint(path, "best").state["step"] == 7
 
 
@@ -179,35 +182,35 @@ def test_a_damaged_newer_checkpoint_does_not_crowd_out_sound_ones(path):
 def test_resuming_with_a_changed_key_is_refused(path, key, value, message):
     save(path, 1)
     with pytest.raises(ConfigError, match=message):
-        runs.start_run(path, configs.replace(CONFIG, **{key: value}), LABELS)
+        runs.start_run(path, configs.replace(CONFIG, **{key: value}), LABELS, 8)
     assert configs.from_dict(json.loads((path / runs.CONFIG).read_text())["config"], "") == CONFIG
 
 
 def test_resuming_may_change_steps_and_logging(path):
     changed = configs.replace(CONFIG, train__steps=200, train__log_steps=1, train__validation_steps=3)
     changed = configs.replace(changed, train__checkpoint_steps=7, train__keep_last=9)
-    assert runs.start_run(path, changed, LABELS).config == changed
+    assert runs.start_run(path, changed, LABELS, 8).config == changed
     save(path, 1)
     assert runs.open_run(path).config == changed
 
 
 def test_without_a_checkpoint_everything_may_change(path):
     changed = configs.replace(CONFIG, train__learning_rate=0.5)
-    assert runs.start_run(path, changed, LabelMap(("bird",))).config == changed
+    assert runs.start_run(path, changed, LabelMap(("bird",)), 8).config == changed
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (LabelMap(("cat", "bird")), "class map differs: shards have 'bird', the run does not"),
+        (LabelMap(("cat", "bird")), "class map differs: shards have 'bird' = 2, run has no 'bird'"),
         (LabelMap(("dog", "cat")), "class map differs: shards have 'dog' = 1, run has 'dog' = 2"),
-        (LabelMap(("cat",)), "class map differs: shards have 1 classes, the run 2"),
+        (LabelMap(("cat",)), "class map differs: shards have 1 classes, run has 2"),
     ],
 )
 def test_resuming_with_other_classes_is_refused(path, labels, message):
     save(path, 1)
     with pytest.raises(DataError, match=message):
-        runs.start_run(path, CONFIG, labels)
+        runs.start_run(path, CONFIG, labels, 8)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 1}', '{"format_version": 99, "config": {}}'])

@@ -27,7 +27,7 @@ from ssd_tf.annotations.annotation_set import (
     is_degenerate,
     read_size,
 )
-from ssd_tf.errors import DataError, shown
+from ssd_tf.errors import DataError, is_text, shown
 from ssd_tf.structures import Problem
 
 _TABLES = ("images", "annotations", "categories")
@@ -121,7 +121,7 @@ def _read_categories(rows, file):
     names = {}
     for position, row in enumerate(rows, 1):
         category_id, name = row.get("id"), row.get("name")
-        if type(category_id) is not int or not _is_text(name):
+        if type(category_id) is not int or not is_text(name):
             raise DataError(f"{file}: category {position}: id must be an integer and name a text")
         if category_id in names or name in names.values():
             raise DataError(f"{file}: category {position} ({category_id}, {name!r}) stands there before")

@@ -45,14 +45,18 @@ def convert(
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: {format!r} is none of {', '.join(FORMATS)}{suggest(format, FORMATS)}")
+    if format == "coco" and split:
+        raise ConfigError("--split is VOC's: a COCO file is a split of its own")
+    if format == "voc" and images:
+        raise ConfigError("--images is COCO's: a VOC folder holds its images")
     output = Path(output or default_output(source, split))
     given = LabelMap.from_json(fileio.read_json(label_map), label_map) if label_map else None
     if format == "voc":
         found = voc.read(source, split, tuple(classes), given)
     else:
         found = coco.read(source, images or _image_folder(source), tuple(classes), given)
-    fileio.claim_output(output, writer.OWN_FILES, (source, images), overwrite, (writer.REPORT,))
-    with fileio.directory_lock(output):
+    inputs = (source, images, label_map)
+    with fileio.claim_output(output, writer.OWN_FILES, inputs, overwrite, (writer.REPORT,)):
         about = {"format": format, "source": str(source), "split": split}
         manifest, report = writer.write_records(
             found.examples,

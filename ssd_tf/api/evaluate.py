@@ -45,7 +45,7 @@ def evaluate(
     """
     check_metric(metric)
     if results:
-        fileio.claim_file(results)
+        fileio.claim_file(results, (detections, run_dir, *str(data).split(",")))
     records = reader.open_records(data)
     truths = reader.read_examples(records)
     speed = None
@@ -53,11 +53,11 @@ def evaluate(
         found = read_detections(detections, records.label_map)
     else:
         predictor = predict.load(run_dir, checkpoint, write_line)
-        check_classes(predictor.label_map, records.label_map)
+        predictor.label_map.check_same(records.label_map, "run has", "shards have")
         found, speed = detect(predictor, records, batch_size, progress)
+    result = score(truths, found, records.label_map, metric)
     if results:
         coco_files.write_results(results, found, records.label_map)
-    result = score(truths, found, records.label_map, metric)
     if write_line:
         write_line(report.format_table(result))
     return {**result, "images": len(truths), "images_per_second": speed}
@@ -67,18 +67,6 @@ def check_metric(metric):
     """Raises ConfigError for an unknown metric."""
     if metric not in METRICS:
         raise ConfigError(f"--metric: {metric!r} is none of {', '.join(METRICS)}{suggest(metric, METRICS)}")
-
-
-def check_classes(of_run, of_records):
-    """Raises DataError unless both label maps give the same ids to the same names."""
-    if of_run.names != of_records.names:
-        for class_id, name in enumerate(of_records.names, 1):
-            run_id = of_run.id(name) if name in of_run.names else None
-            if run_id != class_id:
-                raise DataError(
-                    f"class map differs: shards have {name!r} = {class_id}, run has {name!r} = {run_id}"
-                )
-        raise DataError(f"class map differs: shards have {len(of_records)} classes, run has {len(of_run)}")
 
 
 def detect(predictor, records, batch_size, progress=None):

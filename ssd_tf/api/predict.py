@@ -6,6 +6,7 @@ from pathlib import Path
 from ssd_tf import fileio, runs
 from ssd_tf.api import build
 from ssd_tf.errors import ConfigError, DataError, shown
+from ssd_tf.inference import drawing
 from ssd_tf.inference.predictor import Predictor
 from ssd_tf.training import checkpoint as checkpoints
 
@@ -33,7 +34,7 @@ def load(run_dir, checkpoint="latest", write_line=None):
     if write_line:
         for name in found.skipped:
             write_line(f"checkpoint {name} incomplete, using {found.path.name}")
-        write_line(f"{run.path}: {found.path.name}, {run.config.model.backbone}")
+        write_line(f"{shown(run.path)}: {found.path.name}, {run.config.model.backbone}")
     detector = build.build(run.config, load_weights=False)
     checkpoints.load_weights(found, detector.model)
     return Predictor(detector.model, detector.anchors, run.config, run.label_map)
@@ -52,21 +53,33 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
       progress: function (done, total), or None.
 
     Returns:
-      dict: images, and per image its file, output and detections ([name, score, x0, y0, x1, y1]).
+      dict: images, results (per image its file, output and detections ([name, score, x0, y0, x1, y1])), and
+      skipped: one line for each file of a folder that is no usable image.
     """
     pairs = _outputs(Path(input), Path(output) if output else None)
+    for _, target in pairs:
+        drawing.check_format(target)
     predictor = load(run_dir, checkpoint, write_line)
-    rows = []
+    rows, skipped = [], []
     for done, (source, target) in enumerate(pairs, 1):
-        found = predictor(source, score_threshold)
+        try:
+            found = predictor(source, score_threshold)
+        except DataError as error:
+            skipped.append(error)
+            continue
         fileio.make_directory(target.parent)
         predictor.save(target, source, found)
-        names = [predictor.label_map.name(c) for c in found.classes]
-        found_rows = [[name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)]
-        rows.append({"file": str(source), "output": str(target), "detections": found_rows})
+        rows.append({"file": shown(source), "output": shown(target), "detections": _rows(found, predictor)})
         if progress:
             progress(done, len(pairs))
-    return {"images": len(rows), "results": rows}
+    if not rows:
+        raise skipped[0]
+    return {"images": len(rows), "results": rows, "skipped": [str(error) for error in skipped]}
+
+
+def _rows(found, predictor):
+    names = [predictor.label_map.name(class_id) for class_id in found.classes]
+    return [[name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)]
 
 
 def _outputs(source, target):
@@ -74,7 +87,7 @@ def _outputs(source, target):
     if not source.exists():
         raise DataError(f"no such file: {shown(source)}")
     if source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in source.iterdir() if _is_image(file))
         if not files:
             raise DataError(f"no images in {shown(source)}")
         folder = target or source.with_name(source.name + "_detected")
@@ -87,3 +100,7 @@ def _outputs(source, target):
         if picture.resolve() == file.resolve():
             raise ConfigError(f"the output would overwrite the input: {shown(file)}")
     return pairs
+
+
+def _is_image(file):
+    return file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")

@@ -37,11 +37,11 @@ def train(config, train, run_dir, val=None, write_line=print):
     records = reader.open_records(train)
     val_records = reader.open_records(val) if val else None
     if val_records:
-        evaluate.check_classes(records.label_map, val_records.label_map)
+        records.label_map.check_same(val_records.label_map, "--train has", "--val has")
     config = resolve(config, records)
     fileio.make_directory(run_dir)
     with fileio.directory_lock(run_dir):
-        run = runs.start_run(run_dir, config, records.label_map)
+        run = runs.start_run(run_dir, config, records.label_map, records.num_examples)
         resuming = runs.find_checkpoint(run.path) is not None
         keras.utils.set_random_seed(config.train.seed)
         with warnings.catch_warnings(record=True) as caught:
@@ -81,6 +81,8 @@ def _start_lines(config, model, records):
         f"{records.num_examples:,} images, {len(records.label_map)} classes; {settings.steps:,} steps of "
         f"{settings.batch_size} (about {math.ceil(epochs * 10) / 10:g} epochs)"
     )
+    if settings.freeze_batch_norm and config.model.weights == "none":
+        yield "the backbone has no weights but frozen batch norms: consider --set train.freeze_batch_norm=false"
     if settings.batch_size > records.num_examples:
         repeated = settings.batch_size - records.num_examples
         yield f"{repeated} examples repeat inside a batch of {settings.batch_size} (train.batch_size)"

@@ -109,12 +109,6 @@ def to_centre_size(boxes, xp=np):
     return xp.concatenate([centres(boxes, xp), boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
-def from_centre_size(boxes, xp=np):
-    """Returns yxyx boxes from (centre y, centre x, height, width): [..., 4] to [..., 4]."""
-    half = boxes[..., 2:] / 2
-    return xp.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], axis=-1)
-
-
 def yxyx_to_xyxy(boxes, xp=np):
     """Returns boxes with the two axes exchanged; its own inverse."""
     return xp.stack([boxes[..., 1], boxes[..., 0], boxes[..., 3], boxes[..., 2]], axis=-1)

@@ -7,6 +7,7 @@ from absl import flags
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError
 
+_MOST_PIXELS = 178e6  # Pillow refuses more
 _SHOWN = 20  # lines of each kind on the console; all are in convert_report.json
 
 
@@ -25,15 +26,14 @@ def define(values):
     flags.DEFINE_string("max_skipped", "1%", "With skip: most images left out, a number or a percentage.", **text)
     flags.DEFINE_string("exif", "apply", "apply, ignore or error: what to do with EXIF rotation.", **text)
     flags.DEFINE_string("max_pixels", "64M", "Larger images are refused; M for millions.", **text)
-    flags.DEFINE_integer("workers", 0, "Threads; 0: as many as cores.", **text)
+    flags.DEFINE_integer("workers", 0, "Threads; 0: as many as cores.", lower_bound=0, **text)
 
 
 def prepare(values):
     """Turns flags into the arguments of api.convert.convert."""
     runner.required(values, "format", "input")
-    for name, choices in (("on_error", ("fail", "skip")), ("exif", ("apply", "ignore", "error"))):
-        if values[name].value not in choices:
-            raise ConfigError(f"--{name}: {values[name].value!r} is none of {', '.join(choices)}")
+    runner.check_choice(values, "on_error", ("fail", "skip"))
+    runner.check_choice(values, "exif", ("apply", "ignore", "error"))
     return {
         "format": values.format,
         "source": values.input,
@@ -53,11 +53,13 @@ def prepare(values):
 
 
 def _share(name, text):
-    """Percentages below 100 % become fractions; plain numbers stay counts of at least 1, 0 means none."""
+    """Percentages become fractions below 1; whole numbers stay counts, 0 means none."""
     try:
         value = float(text.removesuffix("%"))
-        if 0 <= value <= (99.999 if text.endswith("%") else 1e9):
-            return value / 100 if text.endswith("%") else float(round(value))
+        if text.endswith("%") and 0 <= value <= 100:
+            return min(value / 100, 1 - 1e-9)
+        if not text.endswith("%") and value.is_integer() and 0 <= value <= 1e9:
+            return value
     except ValueError:
         pass
     raise ConfigError(f"--{name}: expected a number or a percentage such as 1%, got {text!r}")
@@ -66,11 +68,11 @@ def _share(name, text):
 def _count(name, text):
     try:
         value = float(text.removesuffix("M")) * (1e6 if text.endswith("M") else 1)
-        if value >= 1:
+        if 1 <= value <= _MOST_PIXELS:
             return int(value)
     except (ValueError, OverflowError):  # not a number, or not a finite one
         pass
-    raise ConfigError(f"--{name}: expected a number such as 64M, got {text!r}")
+    raise ConfigError(f"--{name}: expected 1 to {_MOST_PIXELS / 1e6:.0f}M, got {text!r}")
 
 
 def show(result):

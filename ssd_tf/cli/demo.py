@@ -20,6 +20,7 @@ def define(values):
 def prepare(values):
     """Turns flags into the arguments of api.predict.demo."""
     runner.required(values, "run_dir", "input")
+    runner.check_checkpoint(values)
     names = ("run_dir", "input", "output", "checkpoint", "score_threshold")
     return {
         **{name: values[name].value for name in names},
@@ -30,7 +31,7 @@ def prepare(values):
 
 def show(result):
     """Returns one line for each detection, and where the pictures are."""
-    lines = []
+    lines = list(result["skipped"])
     for row in result["results"]:
         lines.append(f"{row['file']}: {len(row['detections'])} detections, drawn in {row['output']}")
         for name, score, *box in row["detections"]:

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from importlib import resources
 
 from absl import flags
 
-from ssd_tf.errors import ConfigError, Interrupted, SsdError
+from ssd_tf.errors import ConfigError, Interrupted, SsdError, suggest
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def run(command, argv=None):
         with _sigterm_as_error():
             return _run(command, values, sys.argv[1:] if argv is None else argv)
     except SsdError as error:
-        print(error, file=sys.stderr)
+        print(error, *error.details, sep="\n", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -151,6 +152,19 @@ def required(values, *names):
     for name in names:
         if not values[name].value:
             raise ConfigError(f"--{name} is required")
+
+
+def check_choice(values, name, choices):
+    """Raises ConfigError unless the flag's value is one of `choices`; names the nearest."""
+    value = values[name].value
+    if value not in choices:
+        raise ConfigError(f"--{name}: {value!r} is none of {', '.join(choices)}{suggest(value, choices)}")
+
+
+def check_checkpoint(values):
+    """Raises ConfigError unless --checkpoint is latest, best or step-N."""
+    if not re.fullmatch(r"latest|best|step-\d+", values.checkpoint):
+        raise ConfigError(f"--checkpoint: expected latest, best or step-N, got {values.checkpoint!r}")
 
 
 def progress_printer(what, stream=None):

@@ -23,10 +23,10 @@ def define(values):
 def prepare(values):
     """Turns flags into the arguments of api.evaluate.evaluate."""
     runner.required(values, "data")
+    runner.check_checkpoint(values)
     if bool(values.run_dir) == bool(values.detections):
         raise ConfigError("give either --run_dir or --detections")
-    if values.metric not in ("voc07", "voc", "coco"):
-        raise ConfigError(f"--metric: {values.metric!r} is none of voc07, voc, coco")
+    runner.check_choice(values, "metric", ("voc07", "voc", "coco"))
     names = ("run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size")
     return {
         **{name: values[name].value for name in names},

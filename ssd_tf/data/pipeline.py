@@ -1,6 +1,6 @@
 """Shards to batches.
 
-The order of an epoch is a function of (seed, epoch), an image's augmentation one of (seed, epoch, source id):
+The order of an epoch is a function of (seed, epoch), an image's augmentation one of (seed, epoch, image):
 so a stream can be continued anywhere by skipping serialized records, before anything is decoded.
 """
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 from ssd_tf import images
 from ssd_tf.boxes import matcher
 from ssd_tf.data import augment, targets
-from ssd_tf.records import schema
+from ssd_tf.records import reader, schema
 
 _OPEN_SHARDS = 4
 
@@ -35,7 +35,9 @@ def training_stream(records, anchors, config, start=0):
 
     def prepare(serialized, epoch):
         sample = schema.parse(serialized)
-        key = tf.strings.to_hash_bucket_fast(sample["source_id"], 2**62)
+        # With the image itself: sets of several origins share ids, foreign records may have none.
+        identity = tf.strings.join([sample["source_id"], sample["image"]])
+        key = tf.strings.to_hash_bucket_fast(identity, 2**62)
         return _augmented(sample, anchors, config, tf.stack([key, seed * 2**32 + epoch]))
 
     dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
@@ -118,10 +120,11 @@ def inference_batches(records, image_size, resize_rule, batch_size):
       tf.data.Dataset of (uint8 [B, H, W, 3], string [B] source ids, int32 [B, 2] (height, width) of the images).
     """
 
-    def prepare(serialized):
+    def prepare(index, serialized):
         sample = schema.parse(serialized)
         image = plain_image(sample["image"], image_size, resize_rule)
-        return image, sample["source_id"], tf.stack([sample["height"], sample["width"]])
+        size = tf.stack([sample["height"], sample["width"]])
+        return image, reader.image_id(sample["source_id"], index), size
 
-    dataset = tf.data.TFRecordDataset(list(records.files)).map(prepare, tf.data.AUTOTUNE)
+    dataset = tf.data.TFRecordDataset(list(records.files)).enumerate().map(prepare, tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)

@@ -65,23 +65,28 @@ def _truth_rows(table):
 
 
 def _detection_rows(table):
-    sides = table.boxes[:, 2:] - table.boxes[:, :2]
+    sides = _sides(table.boxes)
     areas = (sides[:, 0] * sides[:, 1]).tolist()
     return _rows(table, area=areas, iscrowd=[0] * len(areas), score=table.scores.tolist())
 
 
 def _rows(table, **columns):
     """Returns a table as the library's list of annotations."""
-    top_left, bottom_right = table.boxes[:, 1::-1], table.boxes[:, :1:-1]
+    top_left, sides = table.boxes[:, 1::-1], _sides(table.boxes)[:, ::-1]
     columns = {
         # From 1: the library takes a match with annotation 0 for none.
         "id": range(1, len(table.images) + 1),
         "image_id": table.images.tolist(),
         "category_id": table.classes.tolist(),
-        "bbox": np.concatenate([top_left, bottom_right - top_left], axis=1).tolist(),
+        "bbox": np.concatenate([top_left, sides], axis=1).tolist(),
         **columns,
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _sides(boxes):
+    """(height, width) of yxyx boxes, free of the last digits that (x + w) - x adds: area limits are exact."""
+    return np.round(boxes[:, 2:] - boxes[:, :2], 9)
 
 
 def _per_class(precisions, label_map):

@@ -63,10 +63,16 @@ def gather(truths, detections, label_map):
     Raises:
       DataError: an image id that stands twice or is unknown, an unknown class, a number that is not finite.
     """
-    image_ids = sorted(truth.source_id for truth in truths)
+    image_ids = sorted((truth.source_id for truth in truths), key=_image_order)
     _check_image_ids(image_ids, detections)
-    truths = sorted(truths, key=lambda truth: truth.source_id)
+    truths = sorted(truths, key=lambda truth: _image_order(truth.source_id))
     return _truth_table(truths, label_map), _detection_table(image_ids, detections, label_map)
+
+
+def _image_order(image_id):
+    """Sorts numbers by value, as COCO's tools do (ties between images depend on it), then texts."""
+    is_number = image_id.isascii() and image_id.isdigit()
+    return (0, int(image_id), image_id) if is_number else (1, 0, image_id)
 
 
 def rows_of_class(table, class_id):

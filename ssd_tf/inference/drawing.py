@@ -51,6 +51,13 @@ def _draw_caption(canvas, text, corner, color, thickness):
     cv2.putText(canvas, text, (x, y - below // 2), _FONT, scale, ink, 1, cv2.LINE_AA)
 
 
+def check_format(path):
+    """Raises ConfigError unless the suffix of `path` names a format that pictures can be written in."""
+    if not Path(path).suffix or not cv2.haveImageWriter(str(path)):
+        suffix = Path(path).suffix or "picture without suffix"
+        raise ConfigError(f"cannot write a {suffix}: use .jpg or .png: {shown(path)}")
+
+
 def encode(image, path):
     """Encodes an RGB image in the format that the path's suffix names.
 
@@ -58,13 +65,8 @@ def encode(image, path):
       bytes.
 
     Raises:
-      ConfigError: OpenCV knows no such format.
+      ConfigError: there is no such format.
     """
-    suffix = Path(path).suffix.lower()
-    try:
-        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    except cv2.error:
-        done = False
-    if not done:
-        raise ConfigError(f"cannot write a {suffix or 'picture without suffix'}: use .jpg or .png: {shown(path)}")
+    check_format(path)
+    _, data = cv2.imencode(Path(path).suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return data.tobytes()

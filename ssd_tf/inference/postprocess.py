@@ -4,7 +4,7 @@ import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
 from ssd_tf.boxes import coder, ops
-from ssd_tf.inference import nms_tensorflow
+from ssd_tf.inference import nms, nms_tensorflow
 
 
 def postprocess(outputs, anchors, settings):
@@ -20,7 +20,9 @@ def postprocess(outputs, anchors, settings):
       1..C, counts int32 [B]), best first; rows beyond the count are padding.
     """
     boxes, scores = decode_scores(outputs, anchors)
-    boxes, scores, classes, counts = nms_tensorflow.class_wise_nms(
+    # The combined op has a CPU kernel only.
+    form = nms if tf.config.list_logical_devices("GPU") else nms_tensorflow
+    boxes, scores, classes, counts = form.class_wise_nms(
         boxes,
         scores,
         settings.score_threshold,

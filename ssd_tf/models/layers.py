@@ -150,7 +150,7 @@ def add_extra(x, extra, name, kind="conv", norm="none"):
     return conv_block(x, extra.channels, 1, name, **options)
 
 
-def add_head(x, channels, name, kind="conv", bias_initializer="zeros"):
+def add_head(x, channels, name, kind="conv"):
     """Adds a prediction layer: 3x3 convolution, or depthwise 3x3 and 1x1 (SSDLite, MobileNetV2 paper).
 
     Args:
@@ -158,12 +158,11 @@ def add_head(x, channels, name, kind="conv", bias_initializer="zeros"):
       channels: anchors per cell times values per anchor.
       name: prefix of the layers' names.
       kind: "conv" or "lite".
-      bias_initializer: of the last convolution.
 
     Returns:
       float32 [B, H, W, channels], whatever the precision policy.
     """
-    options = {"bias_initializer": bias_initializer, "dtype": "float32", "name": name}
+    options = {"dtype": "float32", "name": name}
     if kind == "conv":
         return layers.Conv2D(channels, 3, padding="same", **options)(x)
     x = conv_block(x, None, 3, f"{name}_depthwise", activation="relu6")

@@ -1,5 +1,6 @@
 """Records directories: verified before anything reads them, and read back as Examples."""
 
+import collections
 import glob
 import os
 import re
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from ssd_tf import fileio
 from ssd_tf.errors import ConfigError, DataError, shown
 from ssd_tf.records import schema
 from ssd_tf.records.writer import FORMAT_VERSION, LABEL_MAP, MANIFEST
 from ssd_tf.structures import Example, LabelMap
+
+# What TensorFlow says of bytes that are no image, or of a size that is not the image's.
+_UNDECODABLE = re.compile(r"JPEG|PNG|decode|crop window|Slice index|Expected size", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,9 @@ def open_records(where):
     if not sets:
         raise ConfigError("no records given")
     for part in sets[1:]:
-        _check_same_classes(sets[0].label_map, part.label_map)
+        sets[0].label_map.check_same(part.label_map, "the first set has", "another has")
     files = tuple(file for part in sets for file in part.files)
     return RecordSet(files, sum(part.num_examples for part in sets), sets[0].label_map)
-
-
-def _check_same_classes(expected, found):
-    for class_id, name in enumerate(found.names, 1):
-        other = expected.names.index(name) + 1 if name in expected.names else None
-        if other != class_id:
-            raise DataError(f"class map differs: {name!r} = {class_id} in one record set, {other} in the first")
-    if len(found) != len(expected):
-        raise DataError(f"class map differs: {len(found)} classes in one record set, {len(expected)} in the first")
 
 
 def _open_one(where):
@@ -123,7 +119,10 @@ def _scan(files):
 
 
 def _check_record(data, where, names):
-    feature = tf.train.Example.FromString(data).features.feature
+    try:
+        feature = tf.train.Example.FromString(data).features.feature
+    except DecodeError:
+        raise DataError(f"{where}: not a tf.train.Example") from None
     for key in schema.REQUIRED:
         if key not in feature:
             raise DataError(f"{where}: no {key}")
@@ -145,22 +144,6 @@ def _check_record(data, where, names):
         names.setdefault(label, texts[position] if position < len(texts) else f"class {label}")
 
 
-def read_serialized(files):
-    """Returns a tf.data.Dataset of serialized records, in order; corruption raises DataError on iteration."""
-    return _Guarded(tf.data.TFRecordDataset(list(files)), files)
-
-
-class _Guarded:
-    """Iterates a data set and names the shard when its bytes are damaged."""
-
-    def __init__(self, dataset, files):
-        self.dataset, self.files = dataset, files
-
-    def __iter__(self):
-        with record_errors(self.files):
-            yield from self.dataset
-
-
 class record_errors:
     """Context that turns TensorFlow's report of damaged records into a DataError naming the shard."""
 
@@ -173,6 +156,9 @@ class record_errors:
     def __exit__(self, kind, error, trace):
         if isinstance(error, tf.errors.DataLossError):
             raise _damage(error, self.files) from None
+        if isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(error.message):
+            reason = error.message.splitlines()[0][:120]
+            raise DataError(f"a record's image cannot be decoded: {reason}: {shown(self.files[0])}") from None
         return False
 
 
@@ -201,23 +187,48 @@ def read_examples(records):
     Returns:
       list of Examples in record order: boxes in pixels, names by the label map's ids, `size` set.
     """
-    dataset = tf.data.TFRecordDataset(list(records.files)).map(_annotation, tf.data.AUTOTUNE)
+    dataset = tf.data.TFRecordDataset(list(records.files)).enumerate().map(_annotation, tf.data.AUTOTUNE)
     with record_errors(records.files):
-        return [_to_example(row, records.label_map) for row in dataset.as_numpy_iterator()]
+        examples = [_to_example(row, records.label_map) for row in dataset.as_numpy_iterator()]
+    counts = collections.Counter(example.source_id for example in examples)
+    twice = next((source_id for source_id, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"image id {shown(twice)} stands twice in the records: {shown(records.files[0])}")
+    return examples
 
 
-def _annotation(serialized):
+def _annotation(index, serialized):
     row = schema.parse(serialized)
     row.pop("image")
-    return row
+    return {**row, "source_id": image_id(row["source_id"], index)}
+
+
+def image_id(source_id, index):
+    """Returns the id that an image is scored under: its own, or where it has none its place in the records.
+
+    Args:
+      source_id: string scalar tensor.
+      index: int64 scalar tensor, place in the records.
+    """
+    return tf.where(source_id == "", tf.strings.as_string(index), source_id)
+
+
+def _restore(boxes, sides):
+    """Gives annotated pixels back exactly: whole ones, or with two decimals as COCO's.
+
+    Records hold normalised float32; without this an IoU of exactly .5 would turn into .4999999.
+    """
+    annotated = np.round(boxes, 2)
+    return np.where(np.abs(boxes - annotated) <= sides * 2.0**-24, annotated, boxes)
 
 
 def _to_example(row, label_map):
     height, width = int(row["height"]), int(row["width"])
+    sides = np.array([height, width, height, width], np.float64)
     return Example(
         source_id=row["source_id"].decode("utf-8", "surrogateescape"),
         image="",
-        boxes=row["boxes"].astype(np.float64) * [height, width, height, width],
+        boxes=_restore(row["boxes"].astype(np.float64) * sides, sides),
         names=tuple(label_map.name(class_id) for class_id in row["classes"]),
         size=(height, width),
         difficult=row["difficult"],

@@ -28,8 +28,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LABEL_MAP = "label_map.json"
 REPORT = "convert_report.json"
-OWN_FILES = ("*.tfrecord", MANIFEST, LABEL_MAP, REPORT)
+OWN_FILES = ("*-?????-of-?????.tfrecord", MANIFEST, LABEL_MAP, REPORT)
 _SHARD_BYTES = 128 << 20
+_LISTED = 20  # problems shown with an error
 _AHEAD = 64  # examples in flight: bounds the memory
 
 
@@ -41,7 +42,7 @@ class WriteOptions:
       exif: see images.standardise.
       max_pixels: larger images are refused.
       on_error: "fail" writes nothing if any image is bad; "skip" leaves bad images out.
-      max_skipped: with "skip", more bad images than this fraction of all are an error.
+      max_skipped: with "skip", more bad images than this are an error: below 1 a fraction of all, else a count.
       workers: threads; 0 for as many as there are cores.
     """
 
@@ -133,7 +134,7 @@ def write_records(examples, label_map, output, options, problems=(), about=None,
     try:
         for index in range(num_shards):
             first, last = (len(examples) * edge // num_shards for edge in (index, index + 1))
-            name = f"{output.name}-{index:05d}-of-{num_shards:05d}.tfrecord"
+            name = f"{output.resolve().name}-{index:05d}-of-{num_shards:05d}.tfrecord"
             shards.append(_write_shard(output / name, itertools.islice(encoded, last - first), report))
         _judge(report, len(examples) + len(problems), sum(s["examples"] for s in shards), options)
     except BaseException:
@@ -141,7 +142,7 @@ def write_records(examples, label_map, output, options, problems=(), about=None,
             (output / shard["file"]).unlink(missing_ok=True)
         fileio.write_json(output / REPORT, report.to_json())
         raise
-    manifest = _manifest(output.name, label_map, shards, report, about or {})
+    manifest = _manifest(output.resolve().name, label_map, shards, report, about or {})
     fileio.write_json(output / REPORT, report.to_json())
     fileio.write_json(output / LABEL_MAP, label_map.to_json())
     fileio.write_json(output / MANIFEST, manifest)
@@ -185,9 +186,8 @@ def _serialize(example, data, picture, label_map):
     kept = fitted.kept
     names = tuple(example.names[index] for index in kept)
     digest = hashlib.sha256(data).hexdigest()
-    pixels = np.array([picture.height, picture.width] * 2) if example.unit == "normalised" else 1.0
-    sides = example.boxes[:, 2:] - example.boxes[:, :2]
-    area = np.prod(sides * (pixels[:2] if example.unit == "normalised" else 1.0), axis=1)
+    unit = (picture.height, picture.width) if example.unit == "normalised" else (1, 1)
+    area = np.prod((example.boxes[:, 2:] - example.boxes[:, :2]) * unit, axis=1)
     if example.area is not None:
         area = np.where(np.isfinite(example.area), example.area, area)
     serialized = schema.encode(
@@ -260,8 +260,10 @@ def _judge(report, total, written, options):
     """Raises DataError if too much was wrong for a usable data set."""
     skipped = len(report.problems)
     if skipped and options.on_error == "fail":
-        more = f" (and {skipped - 1} more; --on_error=skip leaves them out)" if skipped > 1 else ""
-        raise DataError(report.problems[0].message + more)
+        more = f" (and {skipped - 1} more)" if skipped > 1 else ""
+        others = [problem.message for problem in report.problems[1:_LISTED]]
+        others.append(f"{REPORT} lists all {skipped}; --on_error=skip leaves them out")
+        raise DataError(report.problems[0].message + more, others)
     allowed = options.max_skipped if options.max_skipped >= 1 else options.max_skipped * total
     if skipped > allowed:
         raise DataError(

@@ -21,7 +21,7 @@ _ROUNDING = 2  # pixels by which a mask's extent may differ from its outline's: 
 _TRIES = 20
 _CUT = 0.15  # probability that an object may stick out of the image
 # How much of each earlier object must stay visible when an object is placed, and how often that is asked.
-_CLEARANCES, _CLEARANCE_ODDS = (0.85, 0.45, 0.0), (0.75, 0.18, 0.07)
+_CLEARANCES, _CLEARANCE_ODDS = (0.85, 0.45, 0.0), (0.9, 0.07, 0.03)
 
 
 @dataclass(frozen=True)

@@ -55,20 +55,20 @@ def synthesize(
     """
     classes = tuple(classes)
     _check_options(num_images, image_size, classes, seed, workers)
-    output = fileio.claim_output(output, (IMAGES, ANNOTATIONS), overwrite=overwrite)
-    folder = fileio.make_directory(output / IMAGES)
+    with fileio.claim_output(output, (IMAGES, ANNOTATIONS), overwrite=overwrite) as output:
+        folder = fileio.make_directory(output / IMAGES)
 
-    def write(number):
-        return write_image(folder / f"{number:06d}.jpg", number, image_size, classes, seed)
+        def write(number):
+            return write_image(folder / f"{number:06d}.jpg", number, image_size, classes, seed)
 
-    examples = []
-    # A fault leaves the loop, which drops `map`'s iterator and so calls off what was not started.
-    with ThreadPoolExecutor(workers or _THREADS) as pool:
-        for example in pool.map(write, range(num_images)):
-            examples.append(example)
-            if progress is not None:
-                progress(len(examples), num_images)
-    coco.write(output / ANNOTATIONS, examples, LabelMap(classes))
+        examples = []
+        # A fault leaves the loop, which drops `map`'s iterator and so calls off what was not started.
+        with ThreadPoolExecutor(workers or _THREADS) as pool:
+            for example in pool.map(write, range(num_images)):
+                examples.append(example)
+                if progress is not None:
+                    progress(len(examples), num_images)
+        coco.write(output / ANNOTATIONS, examples, LabelMap(classes))
     return _summarise(examples, classes, output)
 
 

@@ -13,7 +13,7 @@ import time
 import keras
 import numpy as np
 
-from ssd_tf import fileio
+from ssd_tf import fileio, runs
 from ssd_tf.errors import TrainingError
 from ssd_tf.training import checkpoint
 
@@ -136,48 +136,46 @@ def _progress_line(row, total, seconds_left):
 
 
 class Checkpoints:
-    """Validates and saves at their steps, keeps the best, and obeys SIGTERM and Ctrl-C.
+    """Saves and validates at their steps, keeps the best, and obeys SIGTERM and Ctrl-C.
 
     Args:
       run: runs.Run.
       model: compiled keras.Model.
-      state: dict of the checkpoint resumed from, or {}.
-      validate: function () -> dict with "mAP" (or None) in it, or None.
+      validate: function () -> dict with "mAP" (or None) and "metric", or None.
       log: Log.
       signals: Signals.
     """
 
-    def __init__(self, run, model, state, validate, log, signals):
+    def __init__(self, run, model, validate, log, signals):
         self.run, self.model, self.validate, self.log, self.signals = run, model, validate, log, signals
         self.settings = run.config.train
-        self.best_metric = state.get("best_metric")
+        best = runs.read_best(run.path)
+        comparable = best is not None and best["metric"] == self.settings.validation_metric
+        self.best_metric = best["value"] if comparable else None
         self.validation_steps = self.settings.validation_steps or math.ceil(self.settings.steps / 10)
 
     def __call__(self, step, logs):
         final = step == self.settings.steps
-        validated = bool(self.validate) and (final or step % self.validation_steps == 0)
-        best = self._validate(step) if validated else False
+        validating = bool(self.validate) and (final or step % self.validation_steps == 0)
         caught = self.signals.caught
-        if validated or final or caught or step % self.settings.checkpoint_steps == 0:
+        if validating or final or caught or step % self.settings.checkpoint_steps == 0:
             check_weights(step, self.model)
-            state = {"best_metric": self.best_metric, "examples": step * self.settings.batch_size}
-            checkpoint.save(self.run, self.model, step, state, best)
+            checkpoint.save(self.run, self.model, step)
         if caught:
             self.signals.leave(f"saved step {step:,}; run the same command to continue")
+        if validating:
+            self._validate(step)
 
     def _validate(self, step):
         begun = time.perf_counter()
         result = self.validate()
-        metric = result["mAP"]
-        text = "n/a" if metric is None else f"{metric:.4f}"
-        self.log.write_line(
-            f"step {step}: validation mAP {text} ({result['metric']}, {time.perf_counter() - begun:.1f} s)"
-        )
-        self.log.add({"step": step, "mAP": metric})
-        better = metric is not None and (self.best_metric is None or metric > self.best_metric)
-        if better:
-            self.best_metric = metric
-        return better
+        value, metric = result["mAP"], result["metric"]
+        text = "n/a" if value is None else f"{value:.4f}"
+        self.log.write_line(f"step {step}: validation mAP {text} ({metric}, {time.perf_counter() - begun:.1f} s)")
+        self.log.add({"step": step, "mAP": value})
+        if value is not None and (self.best_metric is None or value > self.best_metric):
+            self.best_metric = value
+            runs.mark_best(self.run.path, step, metric, value)
 
 
 class Signals:

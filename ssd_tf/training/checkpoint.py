@@ -11,15 +11,13 @@ from ssd_tf.errors import DataError, shown
 OPTIMIZER = "optimizer.npz"
 
 
-def save(run, model, step, state, best=False):
+def save(run, model, step):
     """Writes a checkpoint of a compiled model.
 
     Args:
       run: runs.Run.
       model: compiled keras.Model.
       step: training step.
-      state: dict for state.json.
-      best: it is the best so far.
     """
 
     def write(directory):
@@ -27,7 +25,8 @@ def save(run, model, step, state, best=False):
         values = {f"{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.optimizer.variables)}
         np.savez(directory / OPTIMIZER, **values)
 
-    runs.save_checkpoint(run.path, step, write, state, run.config.train.keep_last, best)
+    state = {"examples": step * run.config.train.batch_size}
+    runs.save_checkpoint(run.path, step, write, state, run.config.train.keep_last)
 
 
 def restore(checkpoint, model):

@@ -42,7 +42,7 @@ def train(model, make_stream, run, validate=None, write_line=print):
     """
     settings = run.config.train
     last = runs.find_checkpoint(run.path)
-    start, state = (last.state["step"], last.state) if last else (0, {})
+    start = last.state["step"] if last else 0
     if last:
         for name in last.skipped:
             write_line(f"checkpoint {name} incomplete, using {last.path.name}")
@@ -50,10 +50,11 @@ def train(model, make_stream, run, validate=None, write_line=print):
         write_line(f"going on from step {start:,}")
     if start >= settings.steps:
         write_line(f"already finished at step {start:,}; raise train.steps to go on")
-        return {"step": start, "resumed_from": start, "best_metric": state.get("best_metric"), "loss": None}
+        best = runs.read_best(run.path)
+        return {"step": start, "resumed_from": start, "best_metric": best and best["value"], "loss": None}
     with callbacks.Signals(Interrupted) as signals:
         log = callbacks.Log(run, start, optimizers.make_schedule(settings), write_line)
-        saver = callbacks.Checkpoints(run, model, state, validate, log, signals)
+        saver = callbacks.Checkpoints(run, model, validate, log, signals)
         steps = callbacks.Steps(start, settings.steps, [callbacks.check_finite, log, saver])
         model.fit(
             make_stream(start * settings.batch_size),

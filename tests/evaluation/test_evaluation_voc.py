@@ -249,13 +249,19 @@ def reference(truths, detections, class_id):
     if not num_objects:
         return None
     rows = [
-        (-float(score), source_id, rank, box.astype(int)[[1, 0, 3, 2]].tolist())
+        (
+            -float(score),
+            (not source_id.isdigit(), int(source_id) if source_id.isdigit() else 0),
+            source_id,
+            rank,
+            box.astype(int)[[1, 0, 3, 2]].tolist(),
+        )
         for source_id, item in detections.items()
         for rank, (box, score, found_class) in enumerate(zip(item.boxes, item.scores, item.classes))
         if found_class == class_id
     ]
     taken, num_right, num_wrong, curve = set(), 0, 0, []
-    for _, source_id, _, box in sorted(rows):
+    for _, _, source_id, _, box in sorted(rows):
         overlaps = [_exact_iou(box, other) for other, _ in objects[source_id]]
         best = max(range(len(overlaps)), key=lambda index: overlaps[index], default=None)
         if best is not None and overlaps[best] >= Fraction(1, 2):

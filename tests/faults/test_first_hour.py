@@ -109,7 +109,7 @@ def trained(tmp_path_factory):
     overrides = ["model.backbone=tiny_ssd", "model.weights=none", "model.image_size=96", "model.num_classes=2"]
     config = configs.load_config(None, [*overrides, "train.steps=5"])
     model = build.build(config).model
-    run = runs.start_run(path, config, LabelMap(("blue", "red")))
+    run = runs.start_run(path, config, LabelMap(("blue", "red")), 8)
     runs.save_checkpoint(run.path, 1, lambda place: model.save_weights(place / runs.WEIGHTS), {}, 2)
     return path
 
@@ -696,11 +696,11 @@ def test_resume_with_another_config(records, run, change, key, values):
 def test_config_may_change_before_the_first_checkpoint(folder):
     label_map, first = LabelMap(("a",)), configs.Config()
     second = configs.replace(first, model__backbone="vgg16")
-    runs.start_run("new", first, label_map)
-    assert runs.start_run("new", second, LabelMap(("a", "b"))).config == second
+    runs.start_run("new", first, label_map, 8)
+    assert runs.start_run("new", second, LabelMap(("a", "b")), 8).config == second
     runs.save_checkpoint("new", 1, lambda place: (place / "x").write_bytes(b""), {}, 1)
     with pytest.raises(ConfigError, match=r"^cannot resume: model\.backbone vgg16 -> mobilenet_v2 "):
-        runs.start_run("new", first, LabelMap(("a", "b")))
+        runs.start_run("new", first, LabelMap(("a", "b")), 8)
 
 
 HOLDER = (

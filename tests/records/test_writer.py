@@ -238,8 +238,10 @@ def test_a_bad_image_fails_the_conversion(examples, tmp_path):
 def test_all_bad_images_are_counted_before_failing(examples, tmp_path):
     for index in (1, 3):
         break_image(examples[index])
-    with pytest.raises(DataError, match=r"image 1\.jpg \(and 1 more; --on_error=skip leaves them out\)$"):
+    with pytest.raises(DataError, match=r"image 1\.jpg \(and 1 more\)$") as caught:
         convert(examples, tmp_path / "set")
+    assert caught.value.details[0].endswith("image 3.jpg")
+    assert caught.value.details[1] == "convert_report.json lists all 2; --on_error=skip leaves them out"
 
 
 def test_skipping_leaves_bad_images_out_and_names_them(examples, tmp_path):

@@ -18,7 +18,7 @@ SETTINGS = configs.TrainConfig(steps=20, warmup=0.2, learning_rate=0.05, keep_la
 @pytest.fixture
 def run(tmp_path):
     config = dataclasses.replace(configs.Config(), train=SETTINGS)
-    return runs.start_run(tmp_path / "run", config, LabelMap(("cat",)))
+    return runs.start_run(tmp_path / "run", config, LabelMap(("cat",)), 8)
 
 
 def small_model(width=3):

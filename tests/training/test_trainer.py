@@ -191,7 +191,7 @@ def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
     config = trains.resolve(config, records)
     detector = build.build(config)
     trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
-    run = runs.start_run(tmp_path / "run", config, records.label_map)
+    run = runs.start_run(tmp_path / "run", config, records.label_map, records.num_examples)
     metrics, lines = iter([None, 0.5, 0.5, 0.25]), []
     result = trainer.train(
         detector.model,
