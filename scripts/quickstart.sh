@@ -13,7 +13,8 @@ mkdir -p "$work"
 shapes() {
     if [ ! -e "$work/$1/annotations.json" ]; then
         echo "== Drawing $2 labelled pictures in $work/$1"
-        ssd-synthesize --output="$work/$1" --num_images="$2" --seed="$3" --overwrite
+        ssd-synthesize --output="$work/$1" --num_images="$2" --seed="$3" --image_size=192 \
+            --classes=circle,square,triangle,star,cross,ring --overwrite
     fi
     if [ ! -e "$work/records/$1/manifest.json" ]; then
         echo "== Converting them to records in $work/records/$1"

@@ -46,7 +46,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """Anchors. `preset` "auto" derives sizes and ratios from the number of levels; the others replace its parts.
+    """Anchors. `preset` "auto" or "auto_coco" follows the number of levels; the other keys replace its parts.
 
     `sizes` holds one more entry than levels, as fractions of the shorter image side.
     """

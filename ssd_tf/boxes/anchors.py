@@ -102,18 +102,20 @@ PRESETS = {
 }
 
 
-def default_spec(num_levels):
-    """Returns the spec used where a recipe gives none (specification of caffe's VOC scripts).
+# Percent of the image: the first level's size, then the range of the others (caffe's VOC and COCO scripts).
+_AUTO = {"auto": ((10, 20), (7, 15)), "auto_coco": ((7, 15), (4, 10))}
+_LARGEST = 90
+_MANY_LEVELS = 7
 
-    Up to 6 levels: 10 % of the image for the first, the others spread evenly over 20..90 %;
-    7 and more: 7 %, and 15..90 %.
+
+def default_spec(num_levels, chain_name="auto"):
+    """Returns the spec that fits a number of levels, by the rule of caffe's scripts.
+
+    "auto" (VOC's objects): 10 % of the image for the first level, the others spread evenly over 20..90 %; with 7
+    or more levels 7 %, and 15..90 %. "auto_coco" (smaller objects): 7 % and 15..90 %; 4 % and 10..90 %.
     """
-    if num_levels == 1:
-        return chain((0.2, 0.9), ((2.0, 3.0),))
-    if num_levels == 2:
-        return chain((0.2, 0.55, 0.9), _standard_ratios(2))
-    first, low = (10, 20) if num_levels <= 6 else (7, 15)
-    step = math.floor((90 - low) / (num_levels - 2))
+    first, low = _AUTO[chain_name][num_levels >= _MANY_LEVELS]
+    step = math.floor((_LARGEST - low) / max(num_levels - 2, 1))
     sizes = [first] + [low + step * level for level in range(num_levels)]
     return chain(_pixels(100, *sizes), _standard_ratios(num_levels))
 
@@ -123,7 +125,7 @@ def resolve_spec(num_levels, preset="auto", sizes=(), ratios=(), steps=(), offse
 
     Args:
       num_levels: number of feature maps.
-      preset: "auto" (by number of levels) or a key of PRESETS.
+      preset: "auto" or "auto_coco" (by number of levels), or a key of PRESETS.
       sizes: () or num_levels + 1 fractions of the shorter image side.
       ratios: () or one tuple a level.
       steps: () or pixels, one a level.
@@ -133,10 +135,10 @@ def resolve_spec(num_levels, preset="auto", sizes=(), ratios=(), steps=(), offse
     Raises:
       ConfigError: unknown preset, or parts for another number of levels.
     """
-    if preset != "auto" and preset not in PRESETS:
-        known = ("auto", *PRESETS)
+    known = (*_AUTO, *PRESETS)
+    if preset not in known:
         raise ConfigError(f"anchors.preset: {preset!r} is none of {', '.join(known)}{suggest(preset, known)}")
-    spec = default_spec(num_levels) if preset == "auto" else PRESETS[preset]
+    spec = default_spec(num_levels, preset) if preset in _AUTO else PRESETS[preset]
     changes = {"offset": offset}
     if sizes:
         changes.update(sizes=tuple(sizes[:-1]), next_sizes=tuple(sizes[1:]))
@@ -148,7 +150,9 @@ def resolve_spec(num_levels, preset="auto", sizes=(), ratios=(), steps=(), offse
         changes["clip"] = clip
     spec = replace(spec, **changes)
     if len(spec.sizes) != num_levels:
-        raise ConfigError(f"anchors: {len(spec.sizes)} levels given, the model has {num_levels}")
+        raise ConfigError(
+            f"anchors: {len(spec.sizes)} levels given, the model has {num_levels} (anchors.preset=auto fits any)"
+        )
     return spec
 
 

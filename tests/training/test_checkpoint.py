@@ -42,14 +42,14 @@ def take_steps(model, first, last):
 def test_restored_training_goes_on_as_if_nothing_had_happened(run):
     whole = small_model()
     take_steps(whole, 0, 3)
-    checkpoint.save(run, whole, 3, {"examples": 24})
+    checkpoint.save(run, whole, 3)
     take_steps(whole, 3, 5)
     again = small_model()
     found = runs.find_checkpoint(run.path)
     checkpoint.restore(found, again)
     assert int(again.optimizer.iterations) == 3
     assert found.state["step"] == 3
-    assert found.state["examples"] == 24
+    assert found.state["examples"] == 96
     take_steps(again, 3, 5)
     for first, second in zip(whole.weights + whole.optimizer.variables, again.weights + again.optimizer.variables):
         assert np.array_equal(first.value, second.value), first.path
@@ -70,7 +70,7 @@ def test_without_the_optimizer_state_the_steps_differ():
 def test_weights_of_another_network(run):
     model = small_model()
     take_steps(model, 0, 1)
-    checkpoint.save(run, model, 1, {})
+    checkpoint.save(run, model, 1)
     found = runs.find_checkpoint(run.path)
     with pytest.raises(DataError, match=r"weights do not fit the run's config: .*step-00000001") as caught:
         checkpoint.load_weights(found, small_model(width=4))
@@ -80,7 +80,7 @@ def test_weights_of_another_network(run):
 def test_state_of_another_optimizer(run):
     model = small_model()
     take_steps(model, 0, 1)
-    checkpoint.save(run, model, 1, {})
+    checkpoint.save(run, model, 1)
     other = small_model()
     other.compile(keras.optimizers.Adam(), loss="mean_squared_error")
     with pytest.raises(DataError, match=r"do(es)? not fit.*: .*step-00000001"):
@@ -92,7 +92,7 @@ def test_damaged_weights_are_noticed_and_the_checkpoint_before_serves(run):
     kernels = []
     for step in (1, 2):
         take_steps(model, step - 1, step)
-        checkpoint.save(run, model, step, {})
+        checkpoint.save(run, model, step)
         kernels.append(model.layers[1].kernel.value.numpy())
     file = run.path / "step-00000002" / runs.WEIGHTS
     data = bytearray(file.read_bytes())
