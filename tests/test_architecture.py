@@ -53,6 +53,7 @@ THIRD_PARTY = {
     ),
     "faster_coco_eval": ({"evaluation"}, set()),
     "tensorflow_datasets": ({"annotations"}, set()),
+    "google": ({"records.reader"}, set()),  # protobuf, which TensorFlow's records are made of
     "torch": ({"pretrained"}, set()),
     "safetensors": ({"pretrained"}, set()),
     "h5py": ({"pretrained"}, set()),
