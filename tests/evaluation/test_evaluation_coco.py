@@ -225,3 +225,22 @@ def test_it_names_the_library_and_prints_nothing(capfd, caplog):
 def test_an_unknown_image_is_named():
     with pytest.raises(DataError, match=r"detections for an unknown image id: 43$"):
         coco.evaluate([image("42", [[0, 0, 9, 9]])], {"43": EMPTY}, CLASSES)
+
+
+def test_ties_between_images_follow_the_numbers_not_their_digits():
+    """Image 9 comes before image 10, as in pycocotools: its wrong detection of the same score counts first."""
+    truths = [image("10", [[10, 10, 50, 50]]), image("9", [[10, 10, 50, 50]])]
+    detections = {"9": found([[200, 200, 240, 240]], [0.9]), "10": found([[10, 10, 50, 50]], [0.9])}
+    ours = coco.evaluate(truths, detections, CLASSES)
+    # One right after one wrong: precision 1/2 up to recall 1/2, which 51 of the 101 points reach.
+    assert ours["AP50"] == pytest.approx(0.5 * 51 / 101, abs=1e-12)
+
+
+def test_area_bounds_are_not_blurred_by_corners():
+    """32 x 32 is both small and medium, at any place; (x + 32) - x is 32.000000000000004 at some."""
+    places = np.random.default_rng(0).uniform(0, 300, 1000)
+    blurred = places[(places + 32) - places > 32][:5]
+    assert len(blurred) == 5
+    for place in blurred:
+        numbers = coco.evaluate([image("1", [[place, place, place + 32, place + 32]])], {}, CLASSES)
+        assert (numbers["ARs"], numbers["ARm"], numbers["ARl"]) == (0.0, 0.0, None)

@@ -20,7 +20,7 @@ from ssd_tf import config as configs
 from ssd_tf import runs
 from ssd_tf.api import build
 from ssd_tf.cli import runner
-from ssd_tf.errors import ConfigError, EnvironmentFault
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
 from ssd_tf.structures import LabelMap
 
 
@@ -408,9 +408,7 @@ def test_chosen_class_that_does_not_exist(voc):
 def test_class_that_the_label_map_does_not_have(voc):
     Path("map.json").write_text(json.dumps(LabelMap(("green", "Blue", "red")).to_json()))
     message = fault("convert", *CONVERT, "--label_map=map.json", code=3)
-    assert message == (
-        "unknown class 'blue' in 4 files (near: 'Blue'): 000000.xml (and 3 more)"
-    )
+    assert message == ("unknown class 'blue' in 4 files (near: 'Blue'): 000000.xml (and 3 more)")
 
 
 def test_classes_that_differ_by_case(voc):
@@ -541,7 +539,8 @@ def test_disk_that_becomes_full(voc, monkeypatch, module):
     monkeypatch.setattr(os, "fsync", refuse)
     argv = {"convert": CONVERT, "synthesize": ("--output=rec", "--num_images=3", "--image_size=64")}[module]
     assert fault(module, *argv, code=5).startswith("No space left on the device: rec/")
-    assert [path for path in Path("rec").rglob("*") if path.is_file() and path.name != ".lock"] == []
+    marks = {".lock", ".made_by_ssd_tf"}
+    assert [path for path in Path("rec").rglob("*") if path.is_file() and path.name not in marks] == []
 
 
 def test_disk_full_at_a_checkpoint_keeps_the_one_before(run):
@@ -619,8 +618,8 @@ def test_records_of_other_classes(records, run):
     succeed("convert", *CONVERT[:3], "--output=other", "--label_map=map.json")
     message = "class map differs: shards have 'red' = 1, run has 'red' = 2"
     assert fault("test", "--run_dir=run", "--data=other", code=3) == message
-    assert fault("train", "--train=rec,other", *TRAIN, code=3).startswith("class map differs: 'red' = 1 in one")
-    assert fault("train", "--train=other", "--config=mine.toml", *TRAIN, code=3) == f"{message}: run"
+    assert fault("train", "--train=rec,other", *TRAIN, code=3).startswith("class map differs: another has 'red'")
+    assert fault("train", "--train=other", "--config=mine.toml", *TRAIN, code=3) == message
     assert fault("train", "--train=rec", *TRAIN, "--set=model.num_classes=5", code=2) == (
         "model.num_classes is 5, the records have 2 classes"
     )
@@ -733,3 +732,39 @@ def test_two_processes_for_one_directory(records, run, repository):
         assert message.startswith(f"new is in use by pid {number} on ")
     assert visible(Path("new")) == []
     assert runs.find_checkpoint("run").state["step"] == 1
+
+
+def test_results_never_overwrite_what_is_read(records):
+    Path("found.json").write_text("[]")
+    before = Path("rec/manifest.json").read_bytes()
+    argv = ("--detections=found.json", "--data=rec")
+    message = "the output would overwrite an input: "
+    assert fault("test", *argv, "--results=rec/manifest.json", code=2) == message + "rec/manifest.json"
+    assert fault("test", *argv, "--results=found.json", code=2) == message + "found.json"
+    assert (Path("rec/manifest.json").read_bytes(), Path("found.json").read_text()) == (before, "[]")
+
+
+def test_training_never_fills_a_directory_of_others(records):
+    Path("mine").mkdir()
+    Path("mine/config.txt").write_text("precious")
+    argv = ("--train=rec", *TRAIN[:-1], "--run_dir=mine")
+    assert fault("train", *argv, code=2) == "mine is not empty and not a run; choose another --run_dir"
+    Path("mine/config.json").write_text("{}")
+    assert fault("train", *argv, code=3) == "mine/config.json: not a run of this version of ssd_tf"
+    assert Path("mine/config.json").read_text() == "{}"
+
+
+def test_resuming_on_other_images_is_refused(tmp_path):
+    config, labels = configs.Config(), LabelMap(("a",))
+    path = runs.start_run(tmp_path / "run", config, labels, 8).path
+    runs.save_checkpoint(path, 1, lambda folder: (folder / runs.WEIGHTS).write_bytes(b""), {}, 2)
+    with pytest.raises(DataError, match=r"^cannot resume: --train has 9 images, the run's had 8: "):
+        runs.start_run(path, config, labels, 9)
+
+
+def test_demo_on_a_folder_leaves_bad_images_out(bad_images, run):
+    draw(Path("voc/JPEGImages/good.jpg"))
+    Path("voc/JPEGImages/._good.jpg").write_bytes(b"a file of another system")
+    out = succeed("demo", "--run_dir=run", "--input=voc/JPEGImages", "--output=drawn")
+    assert "bad image: truncated JPEG" in out and "bad image: not an image" in out and "._good" not in out
+    assert "good.jpg" in visible(Path("drawn"))

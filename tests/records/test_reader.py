@@ -300,3 +300,36 @@ def test_a_flipped_bit_in_foreign_shards_is_found_by_the_scan(tmp_path):
     flip_bit(foreign(tmp_path / "a-1", row(), row()), 30)
     with pytest.raises(DataError, match=r"^corrupted record in shard 1 at byte 12 \(crc\): .*a-1$"):
         reader.open_records(tmp_path / "a-*")
+
+
+@pytest.mark.parametrize("size", [(375, 500), (333, 997), (4000, 3000)])
+def test_annotated_pixels_come_back_exactly(tmp_path, size):
+    """Whole pixels (VOC) and two decimals (COCO) survive float32; an IoU of exactly .5 stays one."""
+    height, width = size
+    Image.new("L", (width, height)).save(tmp_path / "a.png")
+    random = np.random.default_rng(0)
+    corners = np.floor(random.uniform(0, 0.5, (200, 2)) * size)
+    boxes = np.concatenate([corners, corners + np.floor(random.uniform(1, 0.4 * min(size), (200, 2)))], axis=1)
+    boxes[100:] = np.round(boxes[100:] + random.uniform(0, 1, (100, 4)) * [1, 1, 0, 0], 2)
+    example = Example("a", str(tmp_path / "a.png"), boxes, ("cat",) * 200)
+    found = reader.read_examples(reader.open_records(convert([example], tmp_path / "set")))[0]
+    np.testing.assert_array_equal(found.boxes, boxes)
+
+
+def test_records_without_ids_are_numbered(folder, tmp_path):
+    path = tmp_path / "foreign.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as out:
+        for record in tf.data.TFRecordDataset([str(shard) for shard in shards(folder)]):
+            example = tf.train.Example.FromString(record.numpy())
+            del example.features.feature["image/source_id"]
+            out.write(example.SerializeToString())
+    found = reader.read_examples(reader.open_records(path))
+    assert [example.source_id for example in found] == [str(number) for number in range(7)]
+
+
+def test_foreign_bytes_are_named(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as out:
+        out.write(b"\xff no example")
+    with pytest.raises(DataError, match=r"^record 0 of shard 0: not a tf\.train\.Example$"):
+        reader.open_records(path)
