@@ -101,7 +101,8 @@ def _truth_table(truths, label_map):
         if unknown:
             near = suggest(unknown[0], label_map.names)
             raise DataError(f"unknown class {unknown[0]!r}{near}: image {shown(truth.source_id)}")
-    areas = [ops.area(truth.boxes) if truth.area is None else truth.area for truth in truths]
+    # Rounded: a last digit must not move a box over COCO's bounds of size.
+    areas = [np.round(ops.area(truth.boxes), 6) if truth.area is None else truth.area for truth in truths]
     return _by_class(
         TruthTable(
             images=_positions([truth.names for truth in truths]),
