@@ -13,7 +13,7 @@ from ssd_tf.api import build
 from ssd_tf.data import pipeline
 from ssd_tf.records import reader, schema
 
-_BATCHES = 20
+_BATCHES = 60
 
 
 def main():
@@ -28,8 +28,8 @@ def main():
     config = configs.replace(
         configs.load_config(options.config, options.set), model__num_classes=len(records.label_map)
     )
-    ours = iter(pipeline.training_stream(records, build.build_anchors(config), config))
-    plain = iter(decode_and_resize(records, config))
+    ours = pipeline.training_stream(records, build.build_anchors(config), config)
+    plain = decode_and_resize(records, config)
     seconds = timing.alternate({"pipeline": _taker(ours), "decode_resize": _taker(plain)}, options.rounds)
     images = _BATCHES * config.train.batch_size
     timing.report(
@@ -54,8 +54,11 @@ def decode_and_resize(records, config):
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _taker(iterator):
+def _taker(dataset):
+    """A function that draws batches from a new iterator: an idle one would go on filling its buffer."""
+
     def take():
+        iterator = iter(dataset)
         for _ in range(_BATCHES):
             next(iterator)
 

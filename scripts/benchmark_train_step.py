@@ -45,7 +45,7 @@ def main():
 
     def loop():
         with tempfile.TemporaryDirectory() as folder:
-            run = runs.start_run(folder, config, LabelMap(tuple(f"class {i}" for i in range(_CLASSES))))
+            run = runs.start_run(folder, config, LabelMap(tuple(f"class {i}" for i in range(_CLASSES))), 1)
             stream = tf.data.Dataset.from_tensors(batch).repeat()
             trainer.train(model, lambda _: stream, run, write_line=lambda _: None)
 

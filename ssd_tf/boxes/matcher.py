@@ -29,10 +29,19 @@ def match(iou, iou_threshold=0.5, forced="argmax", valid=None):
         iou = tf.where(valid[:, None], iou, -1.0)
     # A row that never matches makes zero boxes an ordinary case.
     iou = tf.cond(tf.shape(iou)[0] > 0, lambda: iou, lambda: tf.fill([1, tf.shape(iou)[1]], -1.0))
-    best = tf.argmax(iou, axis=0, output_type=tf.int32)
-    matched = tf.where(tf.reduce_max(iou, axis=0) >= iou_threshold, best, -1)
+    matched = _match_ordinarily(iou, iou_threshold)
     claims = _claim_best(iou) if forced == "argmax" else _claim_greedily(iou)
     return tf.where(claims >= 0, claims, matched)
+
+
+def _match_ordinarily(iou, iou_threshold):
+    """int32 [A]: the box of each anchor's highest IoU where that reaches the threshold, or -1.
+
+    Few anchors do, and finding the box is slower than finding the maximum: it is done for these alone.
+    """
+    places = tf.where(tf.reduce_max(iou, axis=0) >= iou_threshold)
+    best = tf.argmax(tf.gather(iou, places[:, 0], axis=1), axis=0, output_type=tf.int32)
+    return tf.tensor_scatter_nd_update(tf.fill([tf.shape(iou)[1]], -1), places, best)
 
 
 def _claim_best(iou):

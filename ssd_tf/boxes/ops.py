@@ -9,6 +9,11 @@ import numpy as np
 _TINY_AREA = 1e-30
 
 
+def _scalar(value, like, xp):
+    """A constant of the dtype of `like`: a bare number would turn float32 into float64 in some libraries."""
+    return xp.full((), value, dtype=like.dtype)
+
+
 def area(boxes, xp=np):
     """Returns the area of each box.
 
@@ -20,8 +25,8 @@ def area(boxes, xp=np):
       float [...], 0 for boxes with negative height or width.
     """
     heights, widths = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    zeros = xp.zeros_like(heights)
-    return xp.maximum(heights, zeros) * xp.maximum(widths, zeros)
+    zero = _scalar(0, boxes, xp)
+    return xp.maximum(heights, zero) * xp.maximum(widths, zero)
 
 
 def intersection(a, b, xp=np):
@@ -38,7 +43,8 @@ def intersection(a, b, xp=np):
     a, b = xp.expand_dims(a, -2), xp.expand_dims(b, -3)
     heights = xp.minimum(a[..., 2], b[..., 2]) - xp.maximum(a[..., 0], b[..., 0])
     widths = xp.minimum(a[..., 3], b[..., 3]) - xp.maximum(a[..., 1], b[..., 1])
-    return xp.maximum(heights, xp.zeros_like(heights)) * xp.maximum(widths, xp.zeros_like(widths))
+    zero = _scalar(0, a, xp)
+    return xp.maximum(heights, zero) * xp.maximum(widths, zero)
 
 
 def iou(a, b, xp=np):
@@ -54,7 +60,7 @@ def iou(a, b, xp=np):
     """
     shared = intersection(a, b, xp)
     union = xp.expand_dims(area(a, xp), -1) + xp.expand_dims(area(b, xp), -2) - shared
-    return shared / xp.maximum(union, xp.full_like(union, _TINY_AREA))
+    return shared / xp.maximum(union, _scalar(_TINY_AREA, union, xp))
 
 
 def coverage(boxes, regions, xp=np):
@@ -69,7 +75,7 @@ def coverage(boxes, regions, xp=np):
       float [..., M, N] in [0, 1]: rows are regions.
     """
     areas = xp.expand_dims(area(boxes, xp), -2)
-    return intersection(regions, boxes, xp) / xp.maximum(areas, xp.full_like(areas, _TINY_AREA))
+    return intersection(regions, boxes, xp) / xp.maximum(areas, _scalar(_TINY_AREA, areas, xp))
 
 
 def clip(boxes, xp=np):
