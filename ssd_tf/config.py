@@ -20,6 +20,7 @@ from ssd_tf.errors import ConfigError, DataError, shown, suggest
 
 RECIPE_LIMIT = 1 << 20
 DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
+METRICS = ("voc07", "voc", "coco")
 
 
 def _setting(default, choices=None, low=None, high=None, resumable=False):
@@ -131,7 +132,7 @@ class TrainConfig:
     checkpoint_steps: int = _setting(500, low=1, resumable=True)
     keep_last: int = _setting(2, low=1, high=1000, resumable=True)
     validation_steps: int = _setting(0, low=0, resumable=True)
-    validation_metric: str = _setting("voc07", choices=("voc07", "voc", "coco"), resumable=True)
+    validation_metric: str = _setting("voc07", choices=METRICS, resumable=True)
     log_steps: int = _setting(20, low=1, resumable=True)
 
 

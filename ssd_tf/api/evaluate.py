@@ -5,14 +5,13 @@ import time
 from ssd_tf import fileio
 from ssd_tf.annotations import coco as coco_files
 from ssd_tf.api import predict
+from ssd_tf.config import METRICS
 from ssd_tf.data import pipeline
 from ssd_tf.errors import ConfigError, DataError, suggest
 from ssd_tf.evaluation import coco, report, voc
 from ssd_tf.inference.predictor import detect_records
 from ssd_tf.records import reader
 from ssd_tf.structures import Detections
-
-METRICS = ("voc07", "voc", "coco")
 
 
 def evaluate(

@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from ssd_tf.cli import runner
+from ssd_tf.config import METRICS
 from ssd_tf.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def prepare(values):
     runner.check_checkpoint(values)
     if bool(values.run_dir) == bool(values.detections):
         raise ConfigError("give either --run_dir or --detections")
-    runner.check_choice(values, "metric", ("voc07", "voc", "coco"))
+    runner.check_choice(values, "metric", METRICS)
     names = ("run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size")
     return {
         **{name: values[name].value for name in names},
