@@ -26,10 +26,14 @@ setup(
         "opencv-python-headless>=4.9",
         "pillow>=10.3",
         "absl-py>=2.1",
+        "h5py>=3.10",
         "faster-coco-eval>=1.6.6,<2",
+        "google-crc32c>=1.5,<2",
+        "protobuf>=5",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.23"],
+        "tensorboard": ["tensorboard>=2.20,<2.23"],
         "test": ["pytest>=8", "hypothesis>=6.100", "pycocotools>=2.0.8", "ruff>=0.14"],
     },
     entry_points={

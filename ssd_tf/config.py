@@ -8,7 +8,10 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.resources
+import itertools
 import math
+import re
+import reprlib
 import tomllib
 import types
 import typing
@@ -20,17 +23,29 @@ from ssd_tf.errors import ConfigError, DataError, shown, suggest
 
 RECIPE_LIMIT = 1 << 20
 DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
+_SHOWN_LENGTH = 80  # characters of a key or value from a file that a message repeats
+_MAX_BITS = 63
 METRICS = ("voc07", "voc", "coco")
+_SIDES, _DEPTHS = (1, 32), (1, 8192)
+EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (0, 16)}
 
 
-def _setting(default, choices=None, low=None, high=None, resumable=False):
-    """A leaf: its default, what it may be, and whether a run may go on after it changed."""
-    return field(default=default, metadata={"choices": choices, "low": low, "high": high, "resumable": resumable})
+def _setting(default, choices=None, low=None, high=None, resumable=False, columns=None):
+    """A leaf: its default, what it may be, and whether a run may go on after it changed.
+
+    `columns` is for tables: {name: (lowest, highest)} of the numbers in each row.
+    """
+    metadata = {"choices": choices, "low": low, "high": high, "resumable": resumable, "columns": columns}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `num_classes` 0: as many as the records have. `levels` 0: down to 1x1."""
+    """The network. `num_classes` 0: as many as the records have. `levels` 0: down to 1x1.
+
+    `extras_chain` lists the auxiliary layers, fine to coarse, where they depart from the backbone's own and from
+    the rule of models.layers.next_extra; the numbers of an entry are those of EXTRA_COLUMNS.
+    """
 
     backbone: str = "mobilenet_v2"
     image_size: tuple[int, int] = _setting((300, 300), low=32, high=4096)
@@ -39,6 +54,7 @@ class ModelConfig:
     heads: str = _setting("conv", choices=("conv", "lite"))
     extras: str = _setting("conv", choices=("conv", "separable"))
     extras_norm: str = _setting("none", choices=("none", "bn"))
+    extras_chain: tuple[tuple[int, ...], ...] = _setting((), columns=EXTRA_COLUMNS)
     levels: int = _setting(0, low=0, high=12)
     preprocessing: str = _setting("auto", choices=("auto", "caffe", "tf", "torch", "none", "custom"))
     input_mean: tuple[float, ...] = ()
@@ -182,10 +198,10 @@ def load_config(recipe=None, overrides=()):
       ConfigError: unknown recipe or key, wrong type, value out of range; the message names the key.
     """
     values = _read_recipe(recipe) if recipe else {}
-    _check_sections(values, recipe)
+    _check_leaves(values, recipe)
     clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
     if len(clock) > 1:
-        raise ConfigError(f"{recipe}: train.steps and train.epochs exclude each other")
+        raise ConfigError(f"{shown(recipe)}: train.steps and train.epochs exclude each other")
     changed = {}
     for override in overrides:
         key, value = _parse_override(override)
@@ -197,13 +213,20 @@ def load_config(recipe=None, overrides=()):
         for other in ("steps", "epochs") if name in ("steps", "epochs") else ():
             values.get("train", {}).pop(other, None)
         values.setdefault(section, {})[name] = value
-    return from_dict(values, recipe or "config")
+    return _build(values)
 
 
 def list_recipes():
     """Returns the names of the recipes that come with the package, sorted."""
     files = importlib.resources.files("ssd_tf.recipes").iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
+
+
+def describe_recipe(name):
+    """Returns one line on a recipe of the package: its header up to the first full stop, colon or bracket."""
+    text = (importlib.resources.files("ssd_tf.recipes") / f"{name}.toml").read_text("utf-8")
+    header = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    return re.split(r"[.:;] | \(", " ".join(line[2:] for line in header) + " ")[0]
 
 
 def _read_recipe(recipe):
@@ -222,13 +245,30 @@ def _read_recipe(recipe):
         text = (importlib.resources.files("ssd_tf.recipes") / f"{recipe}.toml").read_text("utf-8")
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{shown(recipe)}: {error}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits
+        raise ConfigError(f"{shown(recipe)}: {str(error).splitlines()[0]}") from None
 
 
 def from_dict(values, where):
     """Builds a Config from nested dictionaries; `where` names their origin in errors."""
+    _check_leaves(values, where)
+    try:
+        return _build(values)
+    except ConfigError as error:  # leaves that contradict each other
+        raise ConfigError(f"{shown(where)}: {error}") from None
+
+
+def _check_leaves(values, where):
+    """Raises ConfigError for a wrong section, key or value; names the file that it stands in."""
     _check_sections(values, where)
+    try:
+        for section, leaves in values.items():
+            _build_section(section, dict, leaves)
+    except ConfigError as error:
+        raise ConfigError(f"{shown(where)}: {error}") from None
+
+
+def _build(values):
     kinds = {item.name: item.type for item in dataclasses.fields(Config)}
     return Config(
         **{section: _build_section(section, kinds[section], leaves) for section, leaves in values.items()}
@@ -241,7 +281,8 @@ def _check_sections(values, where):
     sections = [item.name for item in dataclasses.fields(Config)]
     for section, leaves in values.items():
         if section not in sections:
-            raise ConfigError(f"{shown(where)}: unknown key {section}{suggest(section, sections)}")
+            name = shown(section)[:_SHOWN_LENGTH]
+            raise ConfigError(f"{shown(where)}: unknown key {name}{suggest(section, sections)}")
         if not isinstance(leaves, dict):
             raise ConfigError(f"{shown(where)}: {section} is a table of keys, not a value")
 
@@ -282,7 +323,7 @@ def check_resume(old, new):
         section, name = key.split(".")
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after and not item.metadata.get("resumable"):
-            raise ConfigError(f"cannot resume: {key} {_text(before)} -> {_text(after)} (start a new run_dir)")
+            raise ConfigError(f"cannot resume: {key} {_text(before)} → {_text(after)} (start a new run_dir)")
 
 
 def _text(value):
@@ -305,7 +346,7 @@ def _unknown_key(key, known):
     if not near:  # the right key name in the wrong section
         same = difflib.get_close_matches(name, names, 1)
         near = next((f" (did you mean {other}?)" for other in known if same and other.endswith("." + same[0])), "")
-    return ConfigError(f"unknown key {key}{near}")
+    return ConfigError(f"unknown key {shown(key)[:_SHOWN_LENGTH]}{near}")
 
 
 def _build_section(section, kind, leaves):
@@ -343,7 +384,7 @@ def _from_text(key, kind, raw):
         raw = f"[{raw}]"
     try:
         parsed = tomllib.loads(f"value = {raw}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         parsed = {}
     if list(parsed) != ["value"]:  # a text with a line break could hold more than one
         raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {raw!r}")
@@ -352,7 +393,8 @@ def _from_text(key, kind, raw):
 
 def _kind_name(kind):
     if isinstance(kind, types.GenericAlias):
-        return f"a list of {_kind_name(typing.get_args(kind)[0])}s"
+        inner = _kind_name(typing.get_args(kind)[0])
+        return f"a list of {inner.replace('a list', 'lists') if inner.startswith('a ') else inner + 's'}"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}[kind]
 
 
@@ -361,16 +403,39 @@ def _checked(key, item, value):
     value = _typed(key, item.type, value)
     choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise ConfigError(f"{key}: {value!r} is none of {', '.join(choices)}{suggest(value, choices)}")
+        raise ConfigError(f"{key}: {_shown_value(value)} is none of {', '.join(choices)}{suggest(value, choices)}")
     for number in _flat(value):
         if (low is not None and number < low) or (high is not None and number > high):
             raise ConfigError(f"{key}: {number} is outside {_range_text(low, high)}")
+    if item.metadata.get("columns"):
+        _check_rows(key, item.metadata["columns"], value)
     return value
+
+
+def _check_rows(key, columns, rows):
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            names = ", ".join(columns)
+            raise ConfigError(f"{key}: entry {number}: expected [{names}], got {list(row)}")
+        for (name, (low, high)), entry in zip(columns.items(), row, strict=True):
+            if not low <= entry <= high:
+                raise ConfigError(f"{key}: entry {number}: {name} {entry} is outside {_range_text(low, high)}")
 
 
 def _flat(value):
     """All numbers of a value, nested tuples opened."""
     return [number for entry in value for number in _flat(entry)] if isinstance(value, tuple) else [value]
+
+
+def _shown_value(value):
+    """A value from a file as text, cut where it is long."""
+    shortened = reprlib.Repr()
+    shortened.maxstring = shortened.maxother = _SHOWN_LENGTH
+    shortened.maxlist = 10
+    try:
+        return shortened.repr(value)
+    except ValueError:  # an integer of thousands of digits inside
+        return f"a {type(value).__name__} of huge numbers"
 
 
 def _range_text(low, high):
@@ -380,10 +445,12 @@ def _range_text(low, high):
 def _typed(key, kind, value):
     if isinstance(kind, types.GenericAlias):
         return _typed_tuple(key, kind, value)
+    if type(value) is int and value.bit_length() > _MAX_BITS:
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got one of {value.bit_length()} bits")
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {value!r}")
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {_shown_value(value)}")
     return value
 
 
@@ -393,5 +460,5 @@ def _typed_tuple(key, kind, value):
     if fixed and type(value) is int:  # one number for both sides of an image
         value = [value] * len(arguments)
     if not isinstance(value, (list, tuple)) or (fixed and len(value) != len(arguments)):
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {value!r}")
+        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {_shown_value(value)}")
     return tuple(_typed(key, arguments[0], entry) for entry in value)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown
 
 JSON_LIMIT = 2 << 30
+# What is left of a word, a number or an escape of JSON that was cut in it, from where the parser gives up.
+_HALF = re.compile(r"|t|tr|tru|f|fa|fal|fals|n|nu|nul|-|\.|[eE][+-]?|u[0-9a-fA-F]{0,4}")
 _MARKER = ".made_by_ssd_tf"
 _OUTPUT_FAULTS = {
     errno.ENOSPC: "No space left on the device",
@@ -126,8 +129,8 @@ def claim_file(path, inputs=()):
 
 
 @contextlib.contextmanager
-def claim_output(path, own, inputs=(), overwrite=False, reports=()):
-    """Holds an output directory, empty, for one command.
+def claim_output(path, own, inputs=(), overwrite=False, reports=(), clear=True, force=None):
+    """Holds an output directory for one command.
 
     A directory is marked when it is claimed; only in marked ones is anything ever removed.
 
@@ -135,15 +138,18 @@ def claim_output(path, own, inputs=(), overwrite=False, reports=()):
       path: the directory.
       own: patterns of the names that the command writes; only these are removed.
       inputs: paths the command reads, or None; the output may be none of them and hold none of them.
-      overwrite: remove what an earlier call of the command wrote.
+      overwrite: accept what an earlier call of the command wrote.
       reports: names among `own` that do not count as content: what a failed call leaves.
+      clear: remove it at once; else the caller replaces it when it has something better.
+      force: take it even if another process seems to hold it; None where the command has no such flag.
 
     Yields:
       the directory as a Path.
 
     Raises:
-      ConfigError: it is or holds an input, holds foreign files, or is not empty without `overwrite`.
-      EnvironmentFault: not writable, or another process holds it.
+      ConfigError: it is or holds an input, holds foreign files, is not empty without `overwrite`, or another
+        process holds it.
+      EnvironmentFault: not writable.
     """
     path = Path(path)
     for source in inputs:
@@ -153,11 +159,16 @@ def claim_output(path, own, inputs=(), overwrite=False, reports=()):
             raise ConfigError(f"the output holds the input: {shown(source)}")
     make_directory(path)
     _removable(path, own, overwrite, reports)
-    with directory_lock(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(directory_lock(path, bool(force)))
+        except InUse as error:
+            hint = "" if force is None else "; --force takes it all the same"
+            raise ConfigError(f"{error}{hint}") from None
         leftovers = _removable(path, own, overwrite, reports)  # again: nobody else writes here now
         with output_errors(path):
             (path / _MARKER).touch()
-            for entry in leftovers:
+            for entry in leftovers if clear else ():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         yield path
 
@@ -215,7 +226,10 @@ def read_text(path, limit=None):
     Raises:
       DataError: as `read_bytes`, or the bytes are not UTF-8.
     """
-    data = read_bytes(path, limit)
+    return _decode(read_bytes(path, limit), path)
+
+
+def _decode(data, path):
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -223,27 +237,47 @@ def read_text(path, limit=None):
         raise DataError(f"{shown(path)} is not UTF-8 ({at})") from None
 
 
-def read_json(path, limit=JSON_LIMIT):
-    """Reads a JSON file strictly (no NaN, no Infinity).
+def read_json(path, limit=JSON_LIMIT, object_hook=None):
+    """Reads a JSON file strictly (no NaN, no Infinity); `object_hook` is json.loads's.
 
     Raises:
       DataError: unreadable or malformed; the message names the file and the place.
     """
-    text = read_text(path, limit)
+    data = read_bytes(path, limit)
+    cut = DataError(f"{shown(path)}: cut at byte {len(data):,}")
+    if _ends_inside_a_character(data):
+        raise cut
+    text = _decode(data, path)
+    del data  # a large file is in memory once only
 
     def refuse(constant):
         raise DataError(f"{shown(path)}: {constant} is not a number in JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_hook=object_hook)
     except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-            raise DataError(f"{shown(path)}: cut at byte {len(text.encode()):,}") from None
+        if _is_cut(text, error):
+            raise cut from None
         raise DataError(f"{shown(path)}:{error.lineno}:{error.colno}: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{shown(path)}: nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{shown(path)}: {str(error).splitlines()[0]}") from None
+
+
+def _ends_inside_a_character(data):
+    for count, byte in enumerate(reversed(data[-3:]), 1):
+        if byte >= 0xC0:  # the first of 2, 3 or 4 bytes in UTF-8
+            return count < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
+        if byte < 0x80:
+            return False
+    return False
+
+
+def _is_cut(text, error):
+    """Whether JSON is malformed only because its end is missing."""
+    rest = text[error.pos :].rstrip()
+    return error.msg.startswith("Unterminated string") or _HALF.fullmatch(rest) is not None
 
 
 def write_json(path, value):
@@ -282,18 +316,30 @@ def check_free_space(directory, needed):
         )
 
 
+class InUse(EnvironmentFault):
+    """Another process holds a directory."""
+
+
 @contextlib.contextmanager
-def directory_lock(directory):
+def directory_lock(directory, force=False):
     """Holds `directory` for one writing process; the system frees it when the process dies.
 
+    Args:
+      directory: where the lock file lies.
+      force: go on even if another process holds it: network drives may keep the locks of the dead.
+
     Raises:
-      EnvironmentFault: another process holds it.
+      InUse: another process holds it; names process, host and time.
     """
     path = Path(directory) / ".lock"
     with output_errors(path):
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the lock's life
     try:
-        _lock(file, directory)
+        try:
+            _lock(file, directory)
+        except InUse:
+            if not force:
+                raise
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -312,4 +358,4 @@ def _lock(file, directory):
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip() or "another process"
-        raise EnvironmentFault(f"{shown(directory)} is in use by {owner}") from None
+        raise InUse(f"{shown(directory)} is in use by {owner}") from None

@@ -1,18 +1,20 @@
 """Image bytes to upright RGB pixels: the one place where images are judged, decoded and resized.
 
-Pillow looks at files from outside (headers first, within limits); TensorFlow decodes what records hold.
-Both give the same pixels: measured, TensorFlow's "INTEGER_ACCURATE" equals Pillow's decoder.
+Pillow looks at files from outside (headers first, within limits); TensorFlow decodes what records hold, and
+is imported by the functions that do: converting needs none of it. Both give the same pixels: measured,
+TensorFlow's "INTEGER_ACCURATE" equals Pillow's decoder.
 """
 
+import bisect
 import contextlib
+import functools
 import io
 import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ssd_tf import fileio
 from ssd_tf.errors import DataError, shown
@@ -20,6 +22,7 @@ from ssd_tf.errors import DataError, shown
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 1 << 30
 EXIF_MODES = ("apply", "ignore", "error")
+VERIFY_MODES = ("structure", "decode")
 RGB_MEAN = (123, 117, 104)  # caffe SSD's mean image, rounded, as RGB
 
 _FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "BMP": "bmp", "GIF": "gif", "WEBP": "webp"}
@@ -76,7 +79,7 @@ def upright_rgb(image):
     return image.convert("RGB")
 
 
-def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS):
+def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structure"):
     """Checks an image file and makes it fit for a record, changing its bytes only where it must.
 
     Args:
@@ -84,6 +87,8 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS):
       name: the file's name, for messages.
       exif: "apply" rotates as displayed, "ignore" keeps the pixels as stored, "error" refuses rotated files.
       max_pixels: larger images are refused before they are decoded.
+      verify: "structure" follows a JPEG from marker to marker and decodes only what looks wrong; "decode"
+        decodes every file, which takes many times as long. PNGs are always decoded.
 
     Returns:
       Picture.
@@ -91,13 +96,21 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS):
     Raises:
       DataError: not an image, truncated, too large or unsupported; the message names the file.
     """
+    head = _follow_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    if verify == "structure" and head is not None and not head.has_metadata and len(head.components) in (1, 3):
+        _check_pixels(*head.size, max_pixels, name)
+        return Picture(data, "jpeg", *head.size)
     with _open(data, name, max_pixels) as image:
         kind = _FORMATS[image.format]
         changes = _needed_changes(image, exif, name)
         if not changes and kind in ("jpeg", "png"):
             width, height = image.size
-            _verify(image, data, name)
-            return Picture(data, kind, height, width)
+            whole = kind == "png" or head is not None
+            if verify == "decode" or kind == "png":
+                _verify(image, data, name)
+            if whole:
+                return Picture(data, kind, height, width)
+            changes = ("damaged JPEG decoded with warnings and encoded again",)
         image = _load(image, data, name)
         if exif == "ignore":
             image.getexif().pop(_ORIENTATION_TAG, None)
@@ -126,9 +139,13 @@ def _open(data, name, max_pixels):
         raise _unreadable(error, name) from None
     if image.format not in _FORMATS:
         raise DataError(f"bad image: {image.format} is not supported; convert it first: {shown(name)}")
-    if image.width * image.height > max_pixels:
-        raise _too_large(image.width * image.height, max_pixels, name)
+    _check_pixels(image.height, image.width, max_pixels, name)
     return image
+
+
+def _check_pixels(height, width, max_pixels, name):
+    if height * width > max_pixels:
+        raise _too_large(height * width, max_pixels, name)
 
 
 def _too_large(pixels, max_pixels, name):
@@ -162,6 +179,8 @@ def _needed_changes(image, exif, name):
 
 def _orientation(image):
     """EXIF orientation 1..8; 1 where there is none or it cannot be read."""
+    if image.format == "JPEG" and image.info.keys().isdisjoint(("exif", "xmp")):
+        return 1
     with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
         return image.getexif().get(_ORIENTATION_TAG, 1) or 1
     return 1
@@ -180,10 +199,138 @@ def _load(image, data, name):
             image.load()
     except Exception as error:  # broken data: Pillow's decoders raise several kinds
         if "truncated" in str(error) or "unexpected end" in str(error).lower():
-            size = f"got {len(data):,} bytes"
+            size = f"got {len(data):,}{_whole_size(data, image.format)} bytes"
             raise DataError(f"bad image: truncated {image.format} ({size}): {shown(name)}") from None
         raise _unreadable(error, name) from None
     return image
+
+
+def _whole_size(data, kind):
+    """Guesses " of about N" from the rows that a cut JPEG still holds; "" where they do not tell."""
+    if kind not in ("JPEG", "MPO"):
+        return ""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        if image.info.get("progressive"):  # every pass holds all rows
+            return ""
+        image.draft("L", (image.width // 8 or 1, image.height // 8 or 1))
+        with _truncated_images_allowed():
+            rows = np.flatnonzero(np.ptp(np.asarray(image), axis=1))  # what is missing is one grey
+        if len(rows) and rows[-1] + 1 < image.height:
+            return f" of about {round(len(data) * image.height / (int(rows[-1]) + 1) / 1000) * 1000:,}"
+    return ""
+
+
+@contextlib.contextmanager
+def _truncated_images_allowed():
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+# JPEG markers (ITU-T T.81, table B.1).
+_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
+_SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
+_APP1 = 0xE1  # EXIF, XMP
+_SKIPPED = {_DRI, _COM, *range(0xE0, 0xF0)}
+
+
+def is_whole_jpeg(data):
+    """Tells whether a JPEG can be followed soundly from marker to marker to its end, without decoding.
+
+    The segments that decoders give up over are looked at. A fault in the compressed pixels that looks like
+    pixels stays unseen; decoders do not stumble over it either.
+    """
+    return _follow_jpeg(data) is not None
+
+
+def _follow_jpeg(data):
+    """The _JpegSegments of a sound JPEG, or None."""
+    values = np.frombuffer(data, np.uint8)
+    # Between pixels 0xFF is followed by 0 or by a restart marker; fill bytes may precede a marker.
+    places = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0))
+    kinds = values[places + 1]
+    markers = places[((kinds < 0xD0) | (kinds > 0xD7)) & (kinds != 0xFF)].tolist()
+    at, segments = 2, _JpegSegments()
+    while (index := bisect.bisect_left(markers, at)) < len(markers):
+        if markers[index] != at and not segments.num_scans:
+            return None
+        at = markers[index]
+        if data[at + 1] == _EOI:
+            return segments if segments.num_scans else None
+        length = int.from_bytes(data[at + 2 : at + 4])
+        content = data[at + 4 : at + 2 + length]
+        if length < 2 or len(content) != length - 2 or not segments.take(data[at + 1], content):
+            return None
+        at += 2 + length
+    return None
+
+
+class _JpegSegments:
+    """What the segments of a JPEG define, and whether a decoder accepts them."""
+
+    def __init__(self):
+        self.tables, self.components, self.size = set(), {}, (0, 0)
+        self.progressive = self.has_metadata = False
+        self.num_scans = 0
+
+    def take(self, kind, content):
+        """Notes one segment; returns False where a decoder would give up."""
+        if kind in _SKIPPED:
+            self.has_metadata |= kind == _APP1
+            return True
+        if kind in (_DQT, _DHT):
+            found = _jpeg_tables(kind, content)
+            self.tables |= found
+            return bool(found)
+        try:
+            if kind in _SOF:
+                return not self.components and self._take_frame(kind, content)
+            return kind == _SOS and self._take_scan(content)
+        except (IndexError, ValueError):  # shorter than it says
+            return False
+
+    def _take_frame(self, kind, content):
+        self.progressive = kind == 0xC2
+        self.size = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
+        self.components = {content[at]: content[at + 1 : at + 3] for at in range(6, len(content), 3)}
+        factors_fit = all(1 <= part[0] >> 4 <= 4 and 1 <= part[0] & 15 <= 4 for part in self.components.values())
+        counts_fit = len(content) == 6 + 3 * content[5] and len(self.components) == content[5] > 0
+        return content[0] == 8 and 0 not in self.size and factors_fit and counts_fit
+
+    def _take_scan(self, content):
+        self.num_scans += 1
+        parts = list(zip(content[1:-3:2], content[2:-3:2]))
+        first, _, shifts = content[-3:]
+        needed = {(_DQT, 0, self.components[part][1]) for part, _ in parts if part in self.components}
+        for _, tables in parts:
+            if first == 0 and not (self.progressive and shifts >> 4):
+                needed.add((_DHT, 0, tables >> 4))
+            if first > 0 or not self.progressive:
+                needed.add((_DHT, 1, tables & 15))
+        fits = len(content) == 4 + 2 * content[0] and 0 < len(parts) == content[0]
+        return fits and {part for part, _ in parts} <= self.components.keys() and needed <= self.tables
+
+
+@functools.lru_cache(1024)  # most files share a few
+def _jpeg_tables(kind, content):
+    """{(kind, class, place)} of the tables in a DQT or DHT segment; empty if a decoder would refuse them."""
+    found, at = set(), 0
+    while at < len(content):
+        group, place, counts = content[at] >> 4, content[at] & 15, content[at + 1 : at + 17]
+        if group > 1 or place > 3:
+            return frozenset()
+        if kind == _DQT:
+            at += 65 + 64 * group
+        else:
+            codes = sum(count << (15 - length) for length, count in enumerate(counts))  # of 16 bits
+            symbols = content[at + 17 : at + 17 + sum(counts)]
+            if sum(counts) > 256 or codes >= 1 << 16 or (group == 0 and max(symbols, default=0) > 15):
+                return frozenset()
+            at += 17 + sum(counts)
+        found.add((kind, group if kind == _DHT else 0, place))
+    return frozenset(found) if at == len(content) else frozenset()
 
 
 def _encode(image, kind):
@@ -202,6 +349,8 @@ def decode(encoded):
     Returns:
       uint8 [H, W, 3], RGB.
     """
+    import tensorflow as tf
+
     image = tf.cond(
         is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
@@ -220,6 +369,8 @@ def decode_window(encoded, window):
     Returns:
       uint8 [height, width, 3], RGB.
     """
+    import tensorflow as tf
+
     image = tf.cond(
         is_jpeg(encoded),
         lambda: tf.image.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_FAST"),
@@ -234,6 +385,8 @@ def decode_window(encoded, window):
 
 def is_jpeg(encoded):
     """Returns a bool scalar tensor: the bytes start as a JPEG's do."""
+    import tensorflow as tf
+
     return tf.strings.substr(encoded, 0, 2) == b"\xff\xd8"
 
 
@@ -249,6 +402,8 @@ def resize(image, size, rule="bilinear"):
     Returns:
       float32 [height, width, 3], 0..255.
     """
+    import tensorflow as tf
+
     if rule == "bilinear_tf1":
         image = tf.cast(image, tf.float32)[None]
         return tf.compat.v1.image.resize_bilinear(image, size)[0]
@@ -257,4 +412,6 @@ def resize(image, size, rule="bilinear"):
 
 def to_uint8(image):
     """Rounds float32 pixels of any range to uint8 0..255."""
+    import tensorflow as tf
+
     return tf.saturate_cast(tf.round(image), tf.uint8)

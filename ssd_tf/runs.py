@@ -4,6 +4,8 @@ A checkpoint is written in step-N.tmp, synced and renamed; LATEST is replaced la
 SHA-256 of the other files, so a damaged checkpoint is noticed and the one before it used.
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ BEST = "BEST"
 STATE = "state.json"
 WEIGHTS = "model.weights.h5"
 _FORMAT_VERSION = 1
+_STEP = r"step-\d{8}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Checkpoint:
     Attributes:
       path: its directory.
       state: content of state.json.
-      skipped: names of newer checkpoints that are damaged.
+      skipped: names of newer checkpoints that are damaged, and of LATEST if that is.
     """
 
     path: Path
@@ -67,12 +70,40 @@ def start_run(path, config, label_map, num_examples):
     path = fileio.make_directory(path)
     if (path / CONFIG).exists():
         _check_same_run(path, config, label_map, num_examples)
-    elif any(not entry.name.startswith(".") for entry in path.iterdir()):
+    elif any(not _is_begun(entry, label_map) for entry in path.iterdir()):
         raise ConfigError(f"{shown(path)} is not empty and not a run; choose another --run_dir")
     fileio.write_json(path / LABEL_MAP, label_map.to_json())
     content = {"format_version": _FORMAT_VERSION, "examples": num_examples, "config": configs.to_dict(config)}
     fileio.write_json(path / CONFIG, content)
     return Run(path, config, label_map)
+
+
+def _is_begun(entry, label_map):
+    """Tells whether an interrupted start of the same run can have left this."""
+    ours = entry.name == LABEL_MAP and fileio.read_json(entry) == label_map.to_json()
+    return ours or entry.name.startswith(".")
+
+
+def remove_leftovers(path):
+    """Removes what a killed process left half-written; the caller holds the lock.
+
+    Args:
+      path: run directory.
+
+    Returns:
+      list of the names that were removed, sorted.
+    """
+    halves = re.compile(_STEP + r"\.tmp|\..+\.tmp-\d+-[0-9a-f]{8}")
+    found = sorted(entry for entry in Path(path).iterdir() if halves.fullmatch(entry.name))
+    for entry in found:
+        with fileio.output_errors(entry):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return [entry.name for entry in found]
+
+
+def config_digest(config):
+    """Returns the SHA-256 of a Config's content; a checkpoint says by it what it was trained with."""
+    return hashlib.sha256(json.dumps(configs.to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def _check_same_run(path, config, label_map, num_examples):
@@ -143,9 +174,13 @@ def find_checkpoint(path, which="latest"):
 
 
 def _latest(path):
-    pointed = _pointer(path / LATEST)
+    pointed = latest_name(path)
     steps = [entry for entry in _steps(path) if pointed is None or entry.name <= pointed]
     skipped = []
+    if pointed is None and (path / LATEST).exists():
+        skipped.append(LATEST)
+    elif pointed is not None and not (path / pointed).is_dir():
+        skipped.append(pointed)
     for entry in reversed(steps):
         if not _fault(entry):
             return Checkpoint(entry, fileio.read_json(entry / STATE), tuple(skipped))
@@ -155,19 +190,26 @@ def _latest(path):
     return None
 
 
-def _pointer(path):
-    return fileio.read_text(path, 1024).strip() if path.exists() else None
+def latest_name(path):
+    """Returns the name of the checkpoint that LATEST points at, or None where it is missing or damaged."""
+    try:
+        text = fileio.read_bytes(Path(path) / LATEST, 1024).decode("ascii", "replace").strip()
+    except DataError:
+        text = ""
+    return text if re.fullmatch(_STEP, text) else None
 
 
 def _steps(path):
-    return sorted(entry for entry in path.iterdir() if re.fullmatch(r"step-\d{8}", entry.name) and entry.is_dir())
+    return sorted(entry for entry in path.iterdir() if re.fullmatch(_STEP, entry.name) and entry.is_dir())
 
 
 def _fault(directory):
     """What is wrong with a checkpoint, or ""."""
     try:
-        files = fileio.read_json(directory / STATE)["files"]
-        for name, (size, digest) in files.items():
+        state = fileio.read_json(directory / STATE)
+        if step_name(state["step"]) != directory.name:
+            return f"{STATE} is of another step"
+        for name, (size, digest) in state["files"].items():
             file = fileio.safe_join(directory, name)
             if file.stat().st_size != size or fileio.sha256_file(file) != digest:
                 return f"{name} differs from what was written"
@@ -217,20 +259,29 @@ def save_checkpoint(path, step, write_files, state, keep_last):
 
 
 def mark_best(path, step, metric, value):
-    """Makes the checkpoint of `step` the best: by `metric` it scored `value`."""
-    fileio.write_json(Path(path) / BEST, {"checkpoint": step_name(step), "metric": metric, "value": value})
+    """Makes the checkpoint of `step` the best: by `metric` it scored `value`; returns what `read_best` will."""
+    best = {"checkpoint": step_name(step), "metric": metric, "value": value}
+    fileio.write_json(Path(path) / BEST, best)
+    return best
 
 
 def read_best(path):
     """Returns {"checkpoint", "metric", "value"} of the best checkpoint, or None."""
     best = fileio.read_json(Path(path) / BEST) if (Path(path) / BEST).exists() else None
-    if best is not None and not (isinstance(best, dict) and {"checkpoint", "metric", "value"} <= set(best)):
+    if best is not None and not _is_best(best):
         raise DataError(f"not a pointer to a checkpoint: {shown(Path(path) / BEST)}")
     return best
 
 
+def _is_best(best):
+    if not isinstance(best, dict) or not all(isinstance(best.get(key), str) for key in ("checkpoint", "metric")):
+        return False
+    value = best.get("value")
+    return bool(re.fullmatch(_STEP, best["checkpoint"])) and type(value) in (int, float) and 0 <= value <= 1
+
+
 def _prune(path, keep_last):
-    latest, best = _pointer(path / LATEST), read_best(path)
+    latest, best = latest_name(path), read_best(path)
     # A newer one was damaged when the training went on from before it: it must not count as kept.
     for entry in [entry for entry in _steps(path) if entry.name <= latest][:-keep_last]:
         if best is None or entry.name != best["checkpoint"]:

@@ -1,10 +1,13 @@
 """The things that travel between rooms: label maps, examples, detections, and what was wrong."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssd_tf.errors import DataError, is_text, suggest
+
+_FEW = 32  # flags of more objects repeat too seldom to be shared
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,17 @@ class LabelMap:
         return {"classes": [{"id": i, "name": name, "source_id": source} for i, name, source in rows]}
 
     @classmethod
-    def from_json(cls, value, where):
-        """Reads the content of a label_map.json; `where` names the file in errors."""
+    def from_json(cls, value, where, allow_gaps=False):
+        """Reads the content of a label_map.json.
+
+        Args:
+          value: the parsed file.
+          where: names the file in errors.
+          allow_gaps: accept ids such as 1, 2, 4; the classes are counted anew, their ids become source ids.
+
+        Raises:
+          DataError: malformed; an id or a name twice, an id below 1, or a gap: both entries are named.
+        """
         try:
             rows = [(row["id"], row["name"], row.get("source_id", row["id"])) for row in value["classes"]]
         except (TypeError, KeyError, AttributeError):
@@ -74,9 +86,49 @@ class LabelMap:
         for position, (class_id, name, source) in enumerate(rows, 1):
             if type(class_id) is not int or type(source) is not int or not is_text(name):
                 raise DataError(f"{where}: class {position}: id must be an integer and name a text")
-            if class_id != position:
-                raise DataError(f"{where}: ids must be 1, 2, 3 ...: class {position} ({name!r}) has id {class_id}")
-        return cls(tuple(row[1] for row in rows), tuple(row[2] for row in rows))
+        refuse_repeated(rows, where, "class")
+        _check_ids(rows, where, allow_gaps)
+        rows.sort()
+        try:
+            return cls(tuple(row[1] for row in rows), tuple(row[2] for row in rows))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+
+
+def refuse_repeated(rows, where, what):
+    """Raises DataError if two entries of a list of classes share an id or a name; both are named.
+
+    Args:
+      rows: (id, name, ...) of each entry.
+      where: names the file.
+      what: what an entry is called, such as "class".
+    """
+    for column, key, other in ((0, "id", "name"), (1, "name", "id")):
+        first = {}
+        for position, row in enumerate(rows, 1):
+            before = first.setdefault(row[column], position)
+            if before != position:
+                both = " and ".join(
+                    f"{what} {place} ({other} {rows[place - 1][1 - column]!r})" for place in (before, position)
+                )
+                raise DataError(f"{where}: {both} have the same {key} {row[column]!r}")
+
+
+def _check_ids(rows, where, allow_gaps):
+    """Raises DataError unless the ids count from 1, without gaps unless they are allowed."""
+    places = sorted((row[0], position, row[1]) for position, row in enumerate(rows, 1))
+    if places and places[0][0] < 1:
+        named = [f"class {position} ({name!r}) has id {class_id}" for class_id, position, name in places[:2]]
+        raise DataError(f"{where}: ids start at 1, 0 is the background: {', '.join(named)}")
+    before = (0, 0, "")
+    for place in () if allow_gaps else places:
+        if place[0] != before[0] + 1:
+            after = f" after class {before[1]} ({before[2]!r}) with {before[0]}" if before[0] else ""
+            raise DataError(
+                f"{where}: gap in the ids: class {place[1]} ({place[2]!r}) has id {place[0]}{after}; "
+                "--allow_gaps accepts it"
+            )
+        before = place
 
 
 @dataclass(frozen=True)
@@ -94,9 +146,29 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True)
+@functools.lru_cache(4096)
+def _shared_flags(*flags):
+    """A read-only bool array, one for all images with these flags."""
+    array = np.array(flags, bool)
+    array.flags.writeable = False
+    return array
+
+
+def _full_flags(given, count, name):
+    if len(given) > count:
+        raise ValueError(f"{len(given)} flags {name} for {count} boxes")
+    flags = np.asarray(given, bool).tolist() if len(given) else []
+    flags += [False] * (count - len(flags))
+    return _shared_flags(*flags) if count <= _FEW else np.array(flags, bool)
+
+
+_NO_BOXES = np.zeros([0, 4])
+_NO_BOXES.flags.writeable = False
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One annotated image; pixels are not in it.
+    """One annotated image; pixels are not in it. Small: a conversion holds one for each image of the set.
 
     Attributes:
       source_id: the image's id in its data set.
@@ -105,9 +177,10 @@ class Example:
       names: class name of each box.
       unit: "pixel" or "normalised" (to [0, 1]).
       size: (height, width) in pixels as the annotation states it, or None.
-      difficult, crowd, truncated: bool [N]; shorter arrays mean False.
+      difficult, crowd, truncated: bool [N], read-only; given shorter, the rest is False.
       area: float64 [N] as annotated, in pixels, or None where the format has none.
       dropped: one line for each annotated box that the reader left out, and why.
+      swapped: one line for each inverted box whose edges the reader exchanged.
     """
 
     source_id: str
@@ -121,15 +194,16 @@ class Example:
     truncated: np.ndarray = ()
     area: np.ndarray | None = None
     dropped: tuple[str, ...] = ()
+    swapped: tuple[str, ...] = ()
 
     def __post_init__(self):
         count = len(self.names)
-        object.__setattr__(self, "boxes", np.asarray(self.boxes, np.float64).reshape(count, 4))
+        boxes = np.asarray(self.boxes, np.float64)
+        if boxes.shape != (count, 4):
+            boxes = boxes.reshape(count, 4)
+        object.__setattr__(self, "boxes", boxes if count else _NO_BOXES)
         for name in ("difficult", "crowd", "truncated"):
-            flags = np.zeros(count, bool)
-            given = np.asarray(getattr(self, name), bool)
-            flags[: len(given)] = given
-            object.__setattr__(self, name, flags)
+            object.__setattr__(self, name, _full_flags(getattr(self, name), count, name))
 
 
 @dataclass(frozen=True)

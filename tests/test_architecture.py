@@ -23,13 +23,14 @@ MAY_IMPORT = {
     "fileio": BASE,
     "structures": BASE,
     "images": BASE | {"fileio"},
+    "weight_files": BASE,
     "boxes": BASE,
     "annotations": BASE | {"fileio", "structures"},
     "records": BASE | {"fileio", "structures", "images", "annotations", "boxes"},
     "data": BASE | {"config", "structures", "images", "records", "boxes"},
     "models": BASE | {"config"},
     "runs": BASE | {"config", "fileio", "structures"},
-    "training": BASE | {"config", "fileio", "runs", "boxes", "models"},
+    "training": BASE | {"config", "fileio", "runs", "boxes", "models", "weight_files"},
     "inference": BASE | {"config", "fileio", "structures", "images", "boxes"},
     "evaluation": BASE | {"fileio", "structures", "boxes"},
     "pretrained": BASE | {"config", "fileio", "structures", "boxes", "models"},
@@ -53,10 +54,11 @@ THIRD_PARTY = {
     ),
     "faster_coco_eval": ({"evaluation"}, set()),
     "tensorflow_datasets": ({"annotations"}, set()),
-    "google": ({"records.reader"}, set()),  # protobuf, which TensorFlow's records are made of
+    "google": ({"records"}, set()),  # protobuf, which records are made of
+    "google_crc32c": ({"records"}, set()),
     "torch": ({"pretrained"}, set()),
     "safetensors": ({"pretrained"}, set()),
-    "h5py": ({"pretrained"}, set()),
+    "h5py": ({"pretrained", "weight_files"}, set()),
 }
 # These work where there is no TensorFlow at all: on another Keras backend.
 NEUTRAL = ("models", "training.losses", "training.optimizers", "inference.nms", "api.build")

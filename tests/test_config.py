@@ -48,6 +48,12 @@ SAMPLES = [
     ("model.input_mean", "[123, 117.5, 104]", "123,117.5,104", (123.0, 117.5, 104.0)),
     ("anchors.ratios", "[[1, 2], [1, 2, 0.5]]", "[[1, 2], [1, 2, 0.5]]", ((1.0, 2.0), (1.0, 2.0, 0.5))),
     ("anchors.sizes", "[0.1, 0.2]", "0.1, 0.2", (0.1, 0.2)),
+    (
+        "model.extras_chain",
+        "[\n[256, 512, 3, 2, 1],\n[128, 256, 4, 1, 0],\n]",
+        "[[256, 512, 3, 2, 1], [128, 256, 4, 1, 0]]",
+        ((256, 512, 3, 2, 1), (128, 256, 4, 1, 0)),
+    ),
     ("augment.crop_trials", "5", "5", 5),
     ("train.learning_rate", "1", "1", 1.0),
     ("train.learning_rate", "1e-3", "1e-3", 0.001),
@@ -114,6 +120,7 @@ def test_override_stands_above_the_recipe():
         ("model.image_size=300.5", "model.image_size: expected a list of integers, got 300.5"),
         ("anchors.sizes=0.5", "anchors.sizes: expected a list of numbers, got 0.5"),
         ("anchors.ratios=[1, 2]", "anchors.ratios: expected a list of numbers, got 1"),
+        ("anchors.ratios=1", "anchors.ratios: expected a list of lists of numbers, got 1"),
         ("matcher.iou_threshold=1.5", "matcher.iou_threshold: 1.5 is outside 0.0..1.0"),
         (
             "train.schedule=cosin",
@@ -133,18 +140,45 @@ def test_wrong_override_is_one_line_that_names_the_key(override, message):
     assert refused(override) == message
 
 
+ROW = "expected [reduce, channels, kernel, stride, padding], got"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[[256, 512, 3, 2]]", f"entry 1: {ROW} [256, 512, 3, 2]"),
+        ("[[8, 8, 3, 2, 1], [8, 8, 3, 2, 1, 1]]", f"entry 2: {ROW} [8, 8, 3, 2, 1, 1]"),
+        ("[[]]", f"entry 1: {ROW} []"),
+        ("[[0, 8, 3, 2, 1]]", "entry 1: reduce 0 is outside 1..8192"),
+        ("[[8, 8193, 3, 2, 1]]", "entry 1: channels 8193 is outside 1..8192"),
+        ("[[8, 8, 33, 2, 1]]", "entry 1: kernel 33 is outside 1..32"),
+        ("[[8, 8, 3, 2, 1], [8, 8, 3, 0, 1]]", "entry 2: stride 0 is outside 1..32"),
+        ("[[8, 8, 3, 2, -1]]", "entry 1: padding -1 is outside 0..16"),
+        ("[8, 8, 3, 2, 1]", "expected a list of integers, got 8"),
+        ("[[8, 8, 3.0, 2, 1]]", "expected integer, got 3.0"),
+        ("8", "expected a list of lists of integers, got 8"),
+        ("conv", "expected a list of lists of integers, got 'conv'"),
+    ],
+)
+def test_wrong_chain_of_extras_is_one_line_that_names_the_entry(tmp_path, value, message):
+    assert refused(f"model.extras_chain={value}") == f"model.extras_chain: {message}"
+    if value != "conv":
+        recipe = write_recipe(tmp_path, f"[model]\nextras_chain = {value}\n")
+        assert refused(recipe=recipe) == f"{recipe}: model.extras_chain: {message}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[train]\nbatchsize = 8\n", "unknown key train.batchsize (did you mean train.batch_size?)"),
+        ("[train]\nbatchsize = 8\n", "mine.toml: unknown key train.batchsize (did you mean train.batch_size?)"),
         ("[trian]\nseed = 8\n", "mine.toml: unknown key trian (did you mean train?)"),
         ("train = 3\n", "mine.toml: train is a table of keys, not a value"),
         ("seed = 3\n", "mine.toml: unknown key seed"),
-        ('[train]\nbatch_size = "8"\n', "train.batch_size: expected integer, got '8'"),
-        ("[train]\nseed = 2024-01-01\n", "train.seed: expected integer, got datetime.date(2024, 1, 1)"),
-        ("[model]\nbackbone = 3\n", "model.backbone: expected text, got 3"),
-        ("[train]\njit_compile = 1\n", "train.jit_compile: expected true or false, got 1"),
-        ("[train]\nseed = {a = 1}\n", "train.seed: expected integer, got {'a': 1}"),
+        ('[train]\nbatch_size = "8"\n', "mine.toml: train.batch_size: expected integer, got '8'"),
+        ("[train]\nseed = 2024-01-01\n", "mine.toml: train.seed: expected integer, got datetime.date(2024, 1, 1)"),
+        ("[model]\nbackbone = 3\n", "mine.toml: model.backbone: expected text, got 3"),
+        ("[train]\njit_compile = 1\n", "mine.toml: train.jit_compile: expected true or false, got 1"),
+        ("[train]\nseed = {a = 1}\n", "mine.toml: train.seed: expected integer, got {'a': 1}"),
         ("[train\nseed = 1", "mine.toml: Expected ']' at the end of a table declaration (at line 1, column 7)"),
         ("[train]\nseed = 1\nseed = 2\n", "mine.toml: Cannot overwrite a value (at line 3, column 9)"),
         ("[train]\nsteps = 1\nepochs = 2.0\n", "mine.toml: train.steps and train.epochs exclude each other"),
@@ -226,6 +260,8 @@ def other_value(leaf):
     if isinstance(leaf.type, types.GenericAlias):
         inner = typing.get_args(leaf.type)[0]
         fixed = typing.get_args(leaf.type)[-1] is not Ellipsis
+        if leaf.metadata.get("columns"):
+            return ((256, 512, 3, 2, 1),)
         return (64, 96) if fixed else ((0.5,),) if isinstance(inner, types.GenericAlias) else (0.5,)
     return leaf.type(leaf.default + 1 if high is None or leaf.default + 1 <= high else leaf.default / 2 + 0.1)
 
@@ -243,7 +279,7 @@ def test_only_validation_and_logging_may_change_on_resume(key):
     with pytest.raises(ConfigError) as caught:
         configs.check_resume(old, new)
     before, after = read(old, key), read(new, key)
-    assert str(caught.value) == (f"cannot resume: {key} {before} -> {after} (start a new run_dir)")
+    assert str(caught.value) == (f"cannot resume: {key} {before} → {after} (start a new run_dir)")
 
 
 def number_leaf(leaf, kind):
@@ -265,6 +301,8 @@ def values_of(leaf):
     if not isinstance(kind, types.GenericAlias):
         return number_leaf(leaf, kind)
     inner = typing.get_args(kind)[0]
+    if columns := leaf.metadata.get("columns"):
+        return st.lists(st.tuples(*(st.integers(*limits) for limits in columns.values())), max_size=3).map(tuple)
     if isinstance(inner, types.GenericAlias):
         return st.lists(st.lists(number_leaf(leaf, float), max_size=3).map(tuple), max_size=3).map(tuple)
     if typing.get_args(kind)[-1] is not Ellipsis:

@@ -309,7 +309,7 @@ def test_claim_output_that_holds_the_input(tmp_path):
 def test_claim_output_is_for_one_at_a_time(tmp_path):
     with fileio.claim_output(tmp_path, ("*",)):
         (tmp_path / "a.txt").write_text("of the first")
-        assert "is in use by pid" in message_of(EnvironmentFault, claim, tmp_path, ("*",), overwrite=True)
+        assert "is in use by pid" in message_of(ConfigError, claim, tmp_path, ("*",), overwrite=True)
         assert (tmp_path / "a.txt").exists()
 
 
@@ -359,10 +359,10 @@ def test_lock_between_processes(tmp_path, repository):
     child = subprocess.Popen(command, cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with child:
         assert child.stdout.readline() == "held\n"
-        message = message_of(EnvironmentFault, hold, tmp_path)
+        message = message_of(fileio.InUse, hold, tmp_path)
         assert message.startswith(f"{tmp_path} is in use by pid {child.pid} on ")
         # the refused process must not have touched what the holder wrote
-        assert message_of(EnvironmentFault, hold, tmp_path) == message
+        assert message_of(fileio.InUse, hold, tmp_path) == message
         child.kill()
         child.wait()
         assert hold(tmp_path) == f"pid {os.getpid()} on"  # the killed process' lock is free

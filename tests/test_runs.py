@@ -173,9 +173,9 @@ def test_a_damaged_newer_checkpoint_does_not_crowd_out_sound_ones(path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train__learning_rate", 0.5, r"cannot resume: train\.learning_rate 0\.001 -> 0\.5"),
-        ("train__batch_size", 7, r"cannot resume: train\.batch_size 32 -> 7"),
-        ("model__backbone", "vgg16", r"cannot resume: model\.backbone mobilenet_v2 -> vgg16"),
+        ("train__learning_rate", 0.5, r"cannot resume: train\.learning_rate 0\.001 → 0\.5"),
+        ("train__batch_size", 7, r"cannot resume: train\.batch_size 32 → 7"),
+        ("model__backbone", "vgg16", r"cannot resume: model\.backbone mobilenet_v2 → vgg16"),
         ("augment__crop_min_iou", (0.1,), r"cannot resume: augment\.crop_min_iou"),
     ],
 )

@@ -81,23 +81,43 @@ EXPECTED = 'm.json: expected {"classes": [{"id": 1, "name": ...}]}'
             {"classes": [{"id": 1, "name": "a", "source_id": 1.5}]},
             "m.json: class 1: id must be an integer and name a text",
         ),
-        ({"classes": [{"id": 0, "name": "a"}]}, "m.json: ids must be 1, 2, 3 ...: class 1 ('a') has id 0"),
         (
-            {"classes": [{"id": 1, "name": "a"}, {"id": 3, "name": "b"}]},
-            "m.json: ids must be 1, 2, 3 ...: class 2 ('b') has id 3",
+            {"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]},
+            "m.json: ids start at 1, 0 is the background: class 1 ('a') has id 0, class 2 ('b') has id 1",
+        ),
+        (
+            {"classes": [{"id": 2, "name": "a"}]},
+            "m.json: gap in the ids: class 1 ('a') has id 2; --allow_gaps accepts it",
+        ),
+        (
+            {"classes": [{"id": 3, "name": "a"}, {"id": 1, "name": "b"}]},
+            "m.json: gap in the ids: class 1 ('a') has id 3 after class 2 ('b') with 1; --allow_gaps accepts it",
         ),
         (
             {"classes": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]},
-            "m.json: ids must be 1, 2, 3 ...: class 2 ('b') has id 1",
+            "m.json: class 1 (name 'a') and class 2 (name 'b') have the same id 1",
         ),
         (
             {"classes": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]},
-            "class 'a' stands twice in the label map",
+            "m.json: class 1 (id 1) and class 2 (id 2) have the same name 'a'",
         ),
     ],
 )
 def test_damaged_label_map_json(value, message):
     assert refused(LabelMap.from_json, value, "m.json") == message
+
+
+def test_gaps_in_the_ids_are_closed_where_they_are_allowed():
+    rows = [{"id": 7, "name": "c"}, {"id": 1, "name": "a"}, {"id": 3, "name": "b", "source_id": 30}]
+    label_map = LabelMap.from_json({"classes": rows}, "m.json", allow_gaps=True)
+    assert label_map == LabelMap(("a", "b", "c"), (1, 30, 7))
+    background = {"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]}
+    assert refused(LabelMap.from_json, background, "m.json", True).startswith("m.json: ids start at 1, ")
+
+
+def test_ids_may_stand_in_any_order():
+    rows = [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}]
+    assert LabelMap.from_json({"classes": rows}, "m.json") == LabelMap(("a", "b"))
 
 
 def test_example_brings_its_arrays_into_shape():
@@ -113,6 +133,24 @@ def test_example_brings_its_arrays_into_shape():
 def test_example_without_objects():
     example = Example("7", "a.jpg", [], ())
     assert example.boxes.shape == (0, 4) and example.crowd.shape == (0,)
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_flags_of_many_images_do_not_mix(count):
+    boxes, names = np.ones((count, 4)), ("a",) * count
+    for pattern in ([], [False], [True], [False, True], [True] * count):
+        example = Example("7", "a.jpg", boxes, names, truncated=pattern)
+        assert example.truncated.tolist() == pattern + [False] * (count - len(pattern))
+        assert not example.difficult.any() and len(example.crowd) == count
+
+
+def test_examples_share_what_is_the_same():
+    first, second = (Example(name, "a.jpg", np.ones((3, 4)), ("a",) * 3) for name in "pq")
+    assert first.crowd is first.truncated is second.difficult
+    assert Example("r", "a.jpg", [], ()).boxes is Example("s", "a.jpg", np.zeros((0, 4)), ()).boxes
+    assert not hasattr(first, "__dict__")
+    with pytest.raises(ValueError, match="read-only"):
+        first.crowd[0] = True
 
 
 def test_example_refuses_other_numbers_of_boxes():

@@ -5,6 +5,8 @@ import difflib
 import math
 import reprlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,32 @@ from ssd_tf.structures import Example, LabelMap, Problem
 
 BAD_ANNOTATION = "bad annotation"
 UNKNOWN_CLASS = "unknown class"
+BBOX_FORMATS = ("pixel", "normalised")
+BOX_FIXES = ("error", "swap")
+_FAR = 2  # a fraction of the image beyond this was never meant as one
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class BoxRules:
+    """How boxes are read.
+
+    Attributes:
+      bbox_format: "pixel", or "normalised" for fractions of the image.
+      fix_boxes: "error" refuses inverted boxes, "swap" exchanges their edges.
+    """
+
+    bbox_format: str = "pixel"
+    fix_boxes: str = "error"
+
+    def __post_init__(self):
+        for name, choices in (("bbox_format", BBOX_FORMATS), ("fix_boxes", BOX_FIXES)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"--{name}: {value!r} is none of {', '.join(choices)}{suggest(value, choices)}")
+
+
+DEFAULT_RULES = BoxRules()
 
 
 @dataclass(frozen=True)
@@ -32,15 +60,15 @@ class AnnotationSet:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotatedObject:
-    """One object as its file states it; at most one of `fault` and `degenerate` is set.
+class AnnotatedObject(NamedTuple):
+    """One object as its file states it; at most one of `fault`, `degenerate` and `swapped` is set.
 
     Attributes:
       name: class name.
-      box: (ymin, xmin, ymax, xmax), continuous pixels from 0; () with a fault.
+      box: (ymin, xmin, ymax, xmax), continuous coordinates from 0; () with a fault.
       fault: why the object cannot be used, its place in the file included.
       degenerate: line that describes a box of zero area.
+      swapped: line that describes an inverted box, put right.
       area: as annotated, in pixels, or None where the format has none.
     """
 
@@ -48,27 +76,69 @@ class AnnotatedObject:
     box: tuple = ()
     fault: str = ""
     degenerate: str = ""
+    swapped: str = ""
     difficult: bool = False
     crowd: bool = False
     truncated: bool = False
     area: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class AnnotatedImage:
-    """One image as its file states it.
+    """One image as its file states it, packed: a reader holds one for each image until all classes are known.
 
     Attributes:
       place: what messages call it, such as "000012.xml".
       source_id, image, size: as in Example.
-      objects: AnnotatedObjects in file order.
+      names: class name of each object, in file order.
+      boxes: float64 [N, 4], as in Example; anything where there is a fault.
+      flags: {"difficult" | "crowd" | "truncated": bools, one an object}, those alone that are set anywhere.
+      area: float64 [N] in pixels, or None unless all objects have one.
+      remarks: {index of the object: AnnotatedObject} of those with a fault, degenerate or swapped.
     """
 
     place: str
     source_id: str
     image: str
     size: tuple[int, int] | None
-    objects: tuple[AnnotatedObject, ...]
+    names: tuple[str, ...]
+    boxes: np.ndarray
+    flags: dict
+    area: np.ndarray | None
+    remarks: dict
+
+
+_NOTHING = {}
+
+
+def pack_image(place, source_id, image, size, objects):
+    """Packs an image's objects.
+
+    Args:
+      place, source_id, image, size: as in AnnotatedImage.
+      objects: AnnotatedObjects in file order.
+
+    Returns:
+      AnnotatedImage.
+    """
+    flags = {}
+    for flag in ("difficult", "crowd", "truncated"):
+        values = tuple([getattr(item, flag) for item in objects])
+        if True in values:
+            flags[flag] = values
+    remarks = {i: item for i, item in enumerate(objects) if item.fault or item.degenerate or item.swapped}
+    areas = [0.0 if item.fault else item.area for item in objects]
+    return AnnotatedImage(
+        place,
+        source_id,
+        image,
+        size,
+        tuple([item.name for item in objects]),
+        np.array([item.box or (0.0,) * 4 for item in objects], np.float64),
+        flags or _NOTHING,
+        np.array(areas, np.float64) if areas and None not in areas else None,
+        remarks or _NOTHING,
+    )
 
 
 @dataclass(frozen=True)
@@ -103,25 +173,45 @@ def finite_number(value, what):
     return number
 
 
-def check_box(x0, y0, x1, y1, where):
+def finite_numbers(values, names, where=""):
+    """Returns numbers or numeric texts as floats; the first that is none is a DataError with its name.
+
+    Args:
+      values: a list or tuple.
+      names: what they are called.
+      where: what messages begin with, such as "object 3: ".
+    """
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if all(map(math.isfinite, numbers)) and bool not in map(type, values):
+        return numbers
+    return [finite_number(value, f"{where}{name}") for value, name in zip(values, names, strict=True)]
+
+
+def check_box(corners, where, fix_boxes="error"):
     """Judges a box as annotated, before any shift of pixels.
 
     Args:
-      x0, y0, x1, y1: numbers or texts.
+      corners: x0, y0, x1, y1 as numbers or texts.
       where: place of the box, such as "object 3".
+      fix_boxes: as in BoxRules.
 
     Returns:
-      (x0, y0, x1, y1) floats, x1 >= x0 and y1 >= y0; `is_degenerate` tells whether any area is left.
+      (x0, y0, x1, y1) floats, x1 >= x0 and y1 >= y0; `is_degenerate` tells whether any area is left. And
+      whether edges were exchanged for that.
 
     Raises:
-      DataError: not finite or inverted.
+      DataError: not finite, or inverted unless that is to be fixed.
     """
-    named = {"xmin": x0, "ymin": y0, "xmax": x1, "ymax": y1}
-    x0, y0, x1, y1 = (finite_number(value, f"{where}: {name}") for name, value in named.items())
-    for axis, low, high in (("x", x0, x1), ("y", y0, y1)):
-        if high < low:
-            raise DataError(f"{where}: {axis}max {high:.10g} < {axis}min {low:.10g}")
-    return x0, y0, x1, y1
+    x0, y0, x1, y1 = finite_numbers(corners, _EDGES, f"{where}: ")
+    if x1 >= x0 and y1 >= y0:
+        return (x0, y0, x1, y1), False
+    if fix_boxes == "swap":
+        return (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), True
+    axis, low, high = ("x", x0, x1) if x1 < x0 else ("y", y0, y1)
+    raise DataError(f"{where}: {axis}max {high:.10g} < {axis}min {low:.10g}")
 
 
 def is_degenerate(corners):
@@ -132,7 +222,16 @@ def is_degenerate(corners):
 
 def degenerate_line(where, name, values):
     """Returns the line for a box of zero area; `values` are the four numbers as annotated."""
-    return f"degenerate box (zero area): {where} {name!r} {' '.join(f'{value:.10g}' for value in values)}"
+    return f"degenerate box (zero area): {where} {name!r} {_listed(values)}"
+
+
+def swapped_line(where, name, values):
+    """Returns the line for an inverted box that was put right; `values` are the four numbers as annotated."""
+    return f"inverted box, edges swapped: {where} {name!r} {_listed(values)}"
+
+
+def _listed(values):
+    return " ".join(f"{float(value):.10g}" for value in values)
 
 
 def read_size(height, width):
@@ -142,6 +241,11 @@ def read_size(height, width):
     except DataError:
         return None
     return size if min(size) > 0 else None
+
+
+def path_prefix(folder):
+    """Returns the text that, put before a plain file name, makes the path of that file in `folder`."""
+    return str(Path(folder, "_"))[:-1]
 
 
 def count_note(what, names):
@@ -225,7 +329,7 @@ def _unknown_text(name, count, known):
     return f"unknown class {name!r} in {_counted(count, 'file', 'files')}{hint}"
 
 
-def assemble(images, choice, place, problems=(), notes=()):
+def assemble(images, choice, place, problems=(), notes=(), bbox_format="pixel"):
     """Turns what a format's reader found into the set that travels on.
 
     Args:
@@ -233,63 +337,88 @@ def assemble(images, choice, place, problems=(), notes=()):
       choice: ClassChoice.
       place: what errors call the data.
       problems, notes: found before.
+      bbox_format: as in BoxRules.
 
     Returns:
       AnnotationSet.
 
     Raises:
-      DataError: the coordinates of all boxes look normalised.
+      DataError: the coordinates look like those of the other format.
     """
     known = choice.kept | choice.left_out
-    unknown = {}
-    for image in images:
-        names = [item.name for item in image.objects if item.name not in known]
-        if names:
-            unknown[image.place] = names
+    unknown = {
+        image.place: [name for name in image.names if name not in known]
+        for image in images
+        if not known.issuperset(image.names)
+    }
     problems = [*problems, *unknown_class_problems(unknown, choice.label_map.names)]
-    examples = []
+    examples, shared = [], {}
     for image in images:
         if image.place not in unknown:
             try:
-                examples.append(_make_example(image, choice.kept))
+                examples.append(_make_example(image, choice.kept, bbox_format, shared))
             except DataError as error:
                 problems.append(Problem(BAD_ANNOTATION, image.place, str(error)))
     examples.sort(key=lambda example: example.source_id)
-    _refuse_normalised(examples, place)
+    _refuse_other_format(examples, bbox_format, place, images)
     notes = (*notes, *_left_out_note(images, choice.left_out), *_duplicates_note(examples))
     return AnnotationSet(tuple(examples), choice.label_map, tuple(problems), notes)
 
 
-def _make_example(image, kept):
-    chosen = [item for item in image.objects if item.name in kept]
-    faults = [item.fault for item in chosen if item.fault]
+def _make_example(image, kept, bbox_format, shared):
+    """`shared` holds names and sizes that came before, to be stored once."""
+    remarks = [item for item in image.remarks.values() if item.name in kept]
+    faults = [item.fault for item in remarks if item.fault]
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}{more}: {image.place}")
-    good = [item for item in chosen if not item.degenerate]
-    has_area = bool(good) and all(item.area is not None for item in good)
+    names, boxes, area, flags = image.names, image.boxes, image.area, image.flags
+    dropped = {index for index, item in image.remarks.items() if item.degenerate}
+    if dropped or not kept.issuperset(names):
+        good = [index for index, name in enumerate(names) if name in kept and index not in dropped]
+        names, boxes = tuple([names[index] for index in good]), boxes[good] if good else ()
+        area = area[good] if area is not None and good else None
+        flags = {flag: [values[index] for index in good] for flag, values in flags.items()}
     return Example(
-        source_id=image.source_id,
-        image=image.image,
-        boxes=[item.box for item in good],
-        names=tuple(item.name for item in good),
-        size=image.size,
-        difficult=[item.difficult for item in good],
-        crowd=[item.crowd for item in good],
-        truncated=[item.truncated for item in good],
-        area=np.array([item.area for item in good], np.float64) if has_area else None,
-        dropped=tuple(f"{item.degenerate}: {image.place}" for item in chosen if item.degenerate),
+        image.source_id,
+        image.image,
+        boxes,
+        shared.setdefault(names, names),
+        bbox_format,
+        shared.setdefault(image.size, image.size),
+        **flags,
+        area=area,
+        dropped=tuple([f"{item.degenerate}: {image.place}" for item in remarks if item.degenerate]),
+        swapped=tuple([f"{item.swapped}: {image.place}" for item in remarks if item.swapped]),
     )
 
 
-def _refuse_normalised(examples, place):
-    num_boxes = sum(len(example.boxes) for example in examples)
-    if num_boxes and max(example.boxes.max(initial=0) for example in examples) <= 1:
-        raise DataError(f"all {num_boxes:,} boxes ≤ 1: normalised where pixels are expected: {place}")
+def _refuse_other_format(examples, bbox_format, place, images):
+    """Raises DataError if pixels look like fractions of the image, or fractions like pixels."""
+    num_boxes = sum(len(example.names) for example in examples)
+    if bbox_format == "pixel":
+        if num_boxes and not any(example.boxes.max(initial=0) > 1 for example in examples):
+            raise DataError(f"all {num_boxes:,} boxes ≤ 1: did you mean --bbox_format=normalised?: {place}")
+        return
+    far = [(example, index) for example in examples for index in _far_boxes(example)]
+    if far:
+        example, index = far[0]
+        box = _listed(example.boxes[index, [1, 0, 3, 2]])
+        place = next(image.place for image in images if image.source_id == example.source_id)
+        raise DataError(
+            f"{len(far):,} of {num_boxes:,} boxes far above 1: did you mean --bbox_format=pixel? "
+            f"(first: {example.names[index]!r} {box}): {place}"
+        )
+
+
+def _far_boxes(example):
+    return np.flatnonzero(np.abs(example.boxes).max(axis=1, initial=0) > _FAR).tolist()
 
 
 def _left_out_note(images, left_out):
-    counts = collections.Counter(item.name for image in images for item in image.objects if item.name in left_out)
+    if not left_out:
+        return ()
+    counts = collections.Counter(name for image in images for name in image.names if name in left_out)
     if not counts:
         return ()
     listed = ", ".join(f"{name!r} {count:,}" for name, count in sorted(counts.items()))
@@ -299,15 +428,22 @@ def _left_out_note(images, left_out):
 def _duplicates_note(examples):
     repeated = {}
     for example in examples:
-        distinct = set(zip(example.names, map(tuple, example.boxes.tolist()), strict=True))
-        if len(distinct) < len(example.names):
-            repeated[example.source_id] = len(example.names) - len(distinct)
+        if len(example.names) > 1:
+            distinct = set(zip(example.names, map(tuple, example.boxes.tolist()), strict=True))
+            if len(distinct) < len(example.names):
+                repeated[example.source_id] = len(example.names) - len(distinct)
     total = sum(repeated.values())
     if not total:
         return ()
     boxes = _counted(total, "duplicate box", "duplicate boxes")
     images = _counted(len(repeated), "image", "images")
     return (f"{boxes} in {images} (first: {shown(next(iter(repeated)))})",)
+
+
+def refuse_unpaired(notes, place):
+    """Raises DataError if there are notes about images without annotations, or annotations without images."""
+    if notes:
+        raise DataError(f"{', '.join(notes)} (--require_pairs): {place}")
 
 
 def _counted(count, one, many):

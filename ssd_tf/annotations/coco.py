@@ -6,6 +6,7 @@ objects; this module writes them, where set, as keys of those names and reads th
 
 import collections
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from ssd_tf import fileio
 from ssd_tf.annotations.annotation_set import (
     BAD_ANNOTATION,
-    AnnotatedImage,
+    DEFAULT_RULES,
     AnnotatedObject,
     assemble,
     check_box,
@@ -24,13 +25,21 @@ from ssd_tf.annotations.annotation_set import (
     count_note,
     degenerate_line,
     finite_number,
+    finite_numbers,
     is_degenerate,
+    pack_image,
+    path_prefix,
     read_size,
+    refuse_unpaired,
+    swapped_line,
 )
 from ssd_tf.errors import DataError, is_text, shown
-from ssd_tf.structures import Problem
+from ssd_tf.structures import Problem, refuse_repeated
 
 _TABLES = ("images", "annotations", "categories")
+_IMAGE_KEYS = ("id", "file_name", "height", "width")
+_PLAIN_NAME = re.compile(r"\w[\w. -]*")  # such a name cannot leave its folder
+_SIDES = ("x", "y", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Results:
     scores: np.ndarray
 
 
-def read(path, images, classes=(), label_map=None):
+def read(path, images, classes=(), label_map=None, rules=DEFAULT_RULES, require_pairs=False):
     """Reads an instances file.
 
     Args:
@@ -59,10 +68,12 @@ def read(path, images, classes=(), label_map=None):
       classes: names of the classes to use, in the order of their ids; () for all, in the order of the
         categories' ids.
       label_map: LabelMap that overrides the ids, or None.
+      rules: BoxRules; normalised boxes have no area but their own.
+      require_pairs: refuse images without annotations.
 
     Returns:
-      AnnotationSet; boxes yxyx in pixels, source ids are the image ids as text. An area that is no number
-      >= 0 counts as missing and becomes the box's.
+      AnnotationSet; boxes yxyx in the rules' format, source ids are the image ids as text. An area that is no
+      number >= 0 counts as missing and becomes the box's.
 
     Raises:
       ConfigError: no such class.
@@ -75,24 +86,29 @@ def read(path, images, classes=(), label_map=None):
     found = dict.fromkeys(source_ids, (file,))
     choice = choose_classes(found, file, tuple(classes), label_map, source_ids)
     by_id = _index_images(image_rows, file)
-    rows = _group_annotations(annotation_rows, by_id, file)
-    annotated, problems = [], []
-    for source_id, row in by_id.items():
-        place = f"image {shown(source_id)} in {file}"
+    groups = _group_annotations(annotation_rows, by_id, file)
+    del image_rows, annotation_rows  # what is packed can go
+    prefix, annotated, problems, empty = path_prefix(images), [], [], []
+    for source_id in tuple(by_id):
+        row, rows = by_id.pop(source_id), groups.pop(source_id, ())
+        place = f"image {source_id if source_id.isprintable() else shown(source_id)} in {file}"
         try:
-            image = _image_path(row, images)
+            image = _image_path(row, prefix)
         except DataError as error:
             problems.append(Problem(BAD_ANNOTATION, place, f"{error}: {place}"))
             continue
+        if not rows:
+            empty.append(shown(Path(image).name))
         size = read_size(row.get("height"), row.get("width"))
-        objects = tuple(_read_object(item, names) for item in rows.get(source_id, ()))
-        annotated.append(AnnotatedImage(place, source_id, image, size, objects))
-    empty = [shown(Path(item.image).name) for item in annotated if not item.objects]
-    return assemble(annotated, choice, file, problems, count_note("image{s} without annotations", empty))
+        annotated.append(pack_image(place, source_id, image, size, [_read_object(r, names, rules) for r in rows]))
+    notes = count_note("image{s} without annotations", empty)
+    if require_pairs:
+        refuse_unpaired(notes, file)
+    return assemble(annotated, choice, file, problems, notes, rules.bbox_format)
 
 
 def _read_tables(path, file):
-    value = fileio.read_json(path)
+    value = fileio.read_json(path, object_hook=_without_ballast)
     tables = [value.get(name) for name in _TABLES] if isinstance(value, dict) else [None]
     if not all(isinstance(table, list) for table in tables):
         raise DataError(f'{file}: not an instances file: expected the lists "images", "annotations", "categories"')
@@ -101,6 +117,15 @@ def _read_tables(path, file):
             if not isinstance(row, dict):
                 raise DataError(f"{file}: entry {position} of {name} is not an object")
     return tables
+
+
+def _without_ballast(row):
+    """Drops what is never used as soon as it is parsed: outlines alone are most of a real file."""
+    if "segmentation" in row:
+        del row["segmentation"]
+    if "file_name" in row:
+        return {key: row[key] for key in _IMAGE_KEYS if key in row}
+    return row
 
 
 def _is_text(value):
@@ -118,15 +143,12 @@ def _id_text(value):
 
 def _read_categories(rows, file):
     """Returns {category id: name}, sorted by id."""
-    names = {}
-    for position, row in enumerate(rows, 1):
-        category_id, name = row.get("id"), row.get("name")
+    pairs = [(row.get("id"), row.get("name")) for row in rows]
+    for position, (category_id, name) in enumerate(pairs, 1):
         if type(category_id) is not int or not is_text(name):
             raise DataError(f"{file}: category {position}: id must be an integer and name a text")
-        if category_id in names or name in names.values():
-            raise DataError(f"{file}: category {position} ({category_id}, {name!r}) stands there before")
-        names[category_id] = name
-    return dict(sorted(names.items()))
+    refuse_repeated(pairs, file, "category")
+    return dict(sorted(pairs))
 
 
 def _refuse_duplicates(ids, what, file):
@@ -146,46 +168,51 @@ def _index_images(rows, file):
 
 
 def _group_annotations(rows, by_id, file):
-    """Returns {source id: [(place in the file, row), ...]}."""
+    """Returns {source id: [(position in the file, row), ...]}."""
     ids = [_id_text(row.get("id")) for row in rows]
     _refuse_duplicates([key for key in ids if key is not None], "annotation ids", file)
     groups, missing = {}, []
-    for position, (key, row) in enumerate(zip(ids, rows, strict=True), 1):
-        source_id = _id_text(row.get("image_id"))
-        where = f"annotation {shown(key)}" if key is not None else f"entry {position} of annotations"
+    for item in enumerate(rows, 1):
+        source_id = _id_text(item[1].get("image_id"))
         if source_id in by_id:
-            groups.setdefault(source_id, []).append((where, row))
+            groups.setdefault(source_id, []).append(item)
         else:
-            missing.append(where)
+            missing.append(item)
     if missing:
         plural = "s" if len(missing) > 1 else ""
-        raise DataError(f"{file}: {len(missing):,} annotation{plural} of missing images (first: {missing[0]})")
+        first = _describe(*missing[0])
+        raise DataError(f"{file}: {len(missing):,} annotation{plural} of missing images (first: {first})")
     return groups
 
 
-def _image_path(row, folder):
-    if not _is_text(row.get("file_name")):
+def _describe(position, row):
+    key = _id_text(row.get("id"))
+    return f"entry {position} of annotations" if key is None else f"annotation {shown(key)}"
+
+
+def _image_path(row, prefix):
+    name = row.get("file_name")
+    if not _is_text(name):
         raise DataError("no file_name")
-    return str(fileio.safe_join(folder, row["file_name"]))
+    return prefix + name if _PLAIN_NAME.fullmatch(name) else str(fileio.safe_join(prefix, name))
 
 
-def _read_object(item, names):
-    where, row = item
+def _read_object(item, names, rules):
+    row = item[1]
     category_id = row.get("category_id")
     known = type(category_id) is int and category_id in names
     name = names[category_id] if known else f"category_id {reprlib.repr(category_id)}"
     try:
-        box, degenerate = _read_box(row, where, name)
+        fields = _read_box(item, name, rules)
     except DataError as error:
-        return AnnotatedObject(name, fault=f"{where}: {error}")
+        return AnnotatedObject(name, fault=f"{_describe(*item)}: {error}")
     return AnnotatedObject(
         name,
-        box,
-        degenerate=degenerate,
+        **fields,
         crowd=_is_set(row, "iscrowd"),
         difficult=_is_set(row, "difficult"),
         truncated=_is_set(row, "truncated"),
-        area=_read_area(row.get("area"), box),
+        area=None if rules.bbox_format == "normalised" else _read_area(row.get("area"), fields["box"]),
     )
 
 
@@ -194,25 +221,32 @@ def _is_set(row, flag):
 
 
 def _read_bbox(row):
-    """Returns [x, y, width, height] of an annotation or a detection."""
+    """Returns [x, y, width, height] of an annotation or a detection; sides may be negative."""
     bbox = row.get("bbox")
     if bbox is None:
         raise DataError("no bbox")
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise DataError("bbox is not a list of 4 numbers")
-    numbers = [finite_number(value, name) for value, name in zip(bbox, ("x", "y", "width", "height"), strict=True)]
-    for name, side in (("width", numbers[2]), ("height", numbers[3])):
+    return finite_numbers(bbox, _SIDES)
+
+
+def _check_sides(bbox):
+    for name, side in zip(_SIDES[2:], bbox[2:], strict=True):
         if side < 0:
             raise DataError(f"{name} {side:.10g} < 0")
-    return numbers
 
 
-def _read_box(row, where, name):
-    """Returns a yxyx box, and the line for a degenerate one or ""."""
-    x, y, width, height = _read_bbox(row)
-    corners = check_box(x, y, x + width, y + height, "bbox")
-    line = degenerate_line(where, name, (x, y, width, height)) if is_degenerate(corners) else ""
-    return (y, x, corners[3], corners[2]), line
+def _read_box(item, name, rules):
+    """Returns the fields box (yxyx), degenerate and swapped of an AnnotatedObject."""
+    bbox = _read_bbox(item[1])
+    x, y, width, height = bbox
+    if rules.fix_boxes == "error" and (width < 0 or height < 0):
+        _check_sides(bbox)
+    corners, swapped = check_box((x, y, x + width, y + height), "bbox", rules.fix_boxes)
+    box = (corners[1], corners[0], corners[3], corners[2])
+    if is_degenerate(corners):
+        return {"box": box, "degenerate": degenerate_line(_describe(*item), name, bbox)}
+    return {"box": box, "swapped": swapped_line(_describe(*item), name, bbox) if swapped else ""}
 
 
 def _read_area(value, box):
@@ -304,6 +338,7 @@ def read_results(path):
         try:
             image_id, category_id = _read_ids(row)
             boxes.append(_read_bbox(row))
+            _check_sides(boxes[-1])
             scores.append(finite_number(row.get("score"), "score"))
         except DataError as error:
             raise DataError(f"{file}: entry {position}: {error}") from None

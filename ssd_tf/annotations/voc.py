@@ -6,8 +6,10 @@ annotated: xmax = xmin or ymax = ymin is degenerate and dropped, smaller is an e
 """
 
 import collections
+import contextlib
 import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +18,7 @@ from xml.parsers import expat
 from ssd_tf import fileio
 from ssd_tf.annotations.annotation_set import (
     BAD_ANNOTATION,
-    AnnotatedImage,
+    DEFAULT_RULES,
     AnnotatedObject,
     assemble,
     check_box,
@@ -24,7 +26,11 @@ from ssd_tf.annotations.annotation_set import (
     count_note,
     degenerate_line,
     is_degenerate,
+    pack_image,
+    path_prefix,
     read_size,
+    refuse_unpaired,
+    swapped_line,
 )
 from ssd_tf.errors import ConfigError, DataError, shown, suggest
 from ssd_tf.structures import Problem
@@ -33,6 +39,7 @@ _XML_LIMIT = 16 << 20
 _PIECE = 1 << 20
 _MAX_DEPTH = 64
 _MAX_ELEMENTS = 500_000
+_SUSPICIOUS = 50_000  # tags; below that no tree can fill the memory
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # All of them write ASCII as ASCII; the codecs Python knows beyond these are not meant for files.
 _ENCODINGS = re.compile(
@@ -43,25 +50,16 @@ _ENCODINGS = re.compile(
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things lie: {stem: paths} of XML files and images, and {split: path} of the lists."""
+    """Where things lie: {stem: file names} of XML files and images, and {split: file names} of the lists."""
 
-    annotation_folder: Path
-    image_folder: Path
+    annotation_folder: str
+    image_folder: str
     annotations: dict
     images: dict
     lists: dict
 
 
-@dataclass(frozen=True)
-class _Document:
-    """One XML file: <filename> ("" if missing), (height, width) or None, and the objects."""
-
-    filename: str
-    size: tuple[int, int] | None
-    objects: tuple[AnnotatedObject, ...]
-
-
-def read(root, split="", classes=(), label_map=None):
+def read(root, split="", classes=(), label_map=None, rules=DEFAULT_RULES, require_pairs=False):
     """Reads a folder in VOC layout, or a flat folder of images and XML files.
 
     Class ids follow from the names in all XML files of the folder, sorted, so that splits read apart agree.
@@ -71,33 +69,38 @@ def read(root, split="", classes=(), label_map=None):
       split: name of a list in ImageSets/Main, such as "trainval".
       classes: names of the classes to use, in the order of their ids; () for all.
       label_map: LabelMap that overrides the ids, or None.
+      rules: BoxRules; normalised boxes are fractions and never shifted by a pixel.
+      require_pairs: refuse a folder with images without XML files, or XML files without images.
 
     Returns:
-      AnnotationSet; boxes yxyx in pixels, source ids are the XML files' stems.
+      AnnotationSet; boxes yxyx in the rules' format, source ids are the XML files' stems.
 
     Raises:
       ConfigError: no such split or class.
-      DataError: nothing to read, or class names that differ only by case or spaces.
+      DataError: nothing to read, class names that differ only by case or spaces, pairs missing.
     """
     layout = _find_layout(Path(root))
     ids, notes = _choose_ids(layout, split, root)
     wanted = set(ids)
-    documents, faults = _read_documents(layout, wanted | (set(layout.annotations) if label_map is None else set()))
-    choice = choose_classes(_files_by_class(layout, documents), shown(root), tuple(classes), label_map)
+    stems = wanted | (set(layout.annotations) if label_map is None else set())
+    images, files_by_class, faults = _read_documents(layout, stems, wanted, rules)
+    choice = choose_classes(files_by_class, shown(root), tuple(classes), label_map)
     problems = [
         Problem("missing annotation", shown(stem), f"listed in {split}.txt, but there is no {shown(stem)}.xml")
         for stem in ids
         if stem not in layout.annotations
     ]
     problems += [
-        Problem(BAD_ANNOTATION, shown(layout.annotations[stem][0].name), message)
+        Problem(BAD_ANNOTATION, _place(layout, stem), message)
         for stem, message in faults.items()
         if stem in wanted
     ]
-    outside = [shown(layout.annotations[stem][0].name) for stem in faults if stem not in wanted]
+    outside = [_place(layout, stem) for stem in faults if stem not in wanted]
     notes += count_note("XML file{s} outside the split cannot be read", outside)
-    images, found_problems, found_notes = _pair_images(layout, ids, documents)
-    return assemble(images, choice, shown(root), problems + found_problems, notes + found_notes)
+    pairs, found_problems, unpaired = _pair_images(layout, ids, images)
+    if require_pairs:
+        refuse_unpaired(unpaired, shown(root))
+    return assemble(pairs, choice, shown(root), problems + found_problems, (*notes, *unpaired), rules.bbox_format)
 
 
 def _find_layout(root):
@@ -106,35 +109,41 @@ def _find_layout(root):
     annotation_folder = _first_folder(root, "Annotations", "annotations")
     image_folder = _first_folder(root, "JPEGImages", "images", "Images")
     annotations = _files_by_stem(annotation_folder, (".xml",))
-    lists = _files_by_stem(root / "ImageSets" / "Main", (".txt",))
+    lists = _files_by_stem(os.path.join(root, "ImageSets", "Main"), (".txt",))
     if not annotations:
         raise DataError(f"no usable example (0 of 0): no XML file in {shown(annotation_folder)}")
-    return _Layout(
-        annotation_folder,
-        image_folder,
-        annotations,
-        _files_by_stem(image_folder, _IMAGE_SUFFIXES),
-        {stem: paths[0] for stem, paths in lists.items()},
-    )
+    images = _files_by_stem(image_folder, _IMAGE_SUFFIXES)
+    return _Layout(annotation_folder, image_folder, annotations, images, lists)
 
 
 def _first_folder(root, *names):
-    return next((root / name for name in names if (root / name).is_dir()), root)
+    return next((str(root / name) for name in names if (root / name).is_dir()), str(root))
 
 
 def _files_by_stem(folder, suffixes):
-    """Returns {stem: [path, ...]}, sorted, of the visible regular files in `folder`, {} if there is none."""
+    """Returns {stem: (file name, ...)}, sorted, of the visible regular files in `folder`, {} if there is none."""
+    if not os.path.isdir(folder):
+        return {}
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_file())
+    except OSError as error:
+        raise DataError(f"cannot read: {os.strerror(error.errno).lower()}: {shown(folder)}") from None
     found = {}
-    if folder.is_dir():
-        try:
-            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-        except OSError as error:
-            raise DataError(f"cannot read: {os.strerror(error.errno).lower()}: {shown(folder)}") from None
-        for name in names:
-            path = folder / name
-            if path.suffix.lower() in suffixes and not name.startswith("."):
-                found.setdefault(path.stem, []).append(path)
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes:
+            found[stem] = (*found.get(stem, ()), name)
     return found
+
+
+def _place(layout, stem):
+    """What messages call a stem's XML file."""
+    return _printable(layout.annotations[stem][0])
+
+
+def _printable(name):
+    return name if name.isprintable() else shown(name)
 
 
 def _choose_ids(layout, split, root):
@@ -146,7 +155,7 @@ def _choose_ids(layout, split, root):
     if split not in layout.lists:
         what = f"unknown split {split!r}{suggest(split, layout.lists)}" if split else "a split is needed"
         raise ConfigError(f"{what}; there are: {_listed_splits(layout.lists)}: {shown(root)}")
-    lines = fileio.read_text(layout.lists[split]).splitlines()
+    lines = fileio.read_text(os.path.join(root, "ImageSets", "Main", layout.lists[split][0])).splitlines()
     ids = [_listed_id(line.strip(), layout.annotations) for line in lines if line.strip()]
     counts = collections.Counter(ids)
     twice = [shown(stem) for stem, count in counts.items() if count > 1]
@@ -165,61 +174,61 @@ def _listed_id(line, known):
     return flagged[1] if flagged and line not in known else line
 
 
-def _read_documents(layout, stems):
-    """Returns {stem: _Document} and {stem: message of what is wrong}, both in sorted order."""
-    documents, faults = {}, {}
+def _read_documents(layout, stems, wanted, rules):
+    """Reads XML files, in sorted order.
+
+    Returns:
+      {stem: AnnotatedImage, its image still the <filename>} of the readable ones among `wanted`, {class: places
+      of the files that have it}, and {stem: message of what is wrong}.
+    """
+    images, files_by_class, faults = {}, {}, {}
     for stem in sorted(stems & set(layout.annotations)):
-        paths = layout.annotations[stem]
+        names = layout.annotations[stem]
         try:
-            if len(paths) > 1:
-                raise DataError(f"two annotation files for one image: {', '.join(shown(p.name) for p in paths)}")
-            documents[stem] = _read_document(paths[0])
+            if len(names) > 1:
+                raise DataError(f"two annotation files for one image: {', '.join(map(shown, names))}")
+            image = _read_document(layout.annotation_folder, names[0], stem, rules)
         except DataError as error:
             faults[stem] = str(error)
-    return documents, faults
+            continue
+        for name in set(image.names):
+            files_by_class.setdefault(name, []).append(image.place)
+        if stem in wanted:
+            images[stem] = image
+    return images, dict(sorted(files_by_class.items())), faults
 
 
-def _files_by_class(layout, documents):
-    found = {}
-    for stem, document in documents.items():
-        for name in {item.name for item in document.objects}:
-            found.setdefault(name, []).append(shown(layout.annotations[stem][0].name))
-    return dict(sorted(found.items()))
-
-
-def _pair_images(layout, ids, documents):
-    """Returns AnnotatedImages, Problems and notes for the readable documents among `ids`."""
-    pairs, problems, alone = [], [], []
+def _pair_images(layout, ids, images):
+    """Returns AnnotatedImages, Problems, and notes on what has no partner."""
+    pairs, problems, alone, used = [], [], [], set()
+    prefix = path_prefix(layout.image_folder)
     for stem in ids:
-        if stem not in documents:
+        if stem not in images:
             continue
-        place = shown(layout.annotations[stem][0].name)
+        annotated = images[stem]
         try:
-            image = _find_image(layout, stem, documents[stem].filename)
+            name = _find_image(layout, stem, annotated.image)
         except DataError as error:
-            problems.append(Problem(BAD_ANNOTATION, place, f"{error}: {place}"))
+            problems.append(Problem(BAD_ANNOTATION, annotated.place, f"{error}: {annotated.place}"))
             continue
-        if image is not None:
-            pairs.append(AnnotatedImage(place, stem, str(image), documents[stem].size, documents[stem].objects))
+        if name is not None:
+            used.add(name)
+            annotated.image = prefix + name
+            pairs.append(annotated)
         elif layout.lists:
-            problems.append(
-                Problem("missing image", place, f"no image for {place} in {shown(layout.image_folder)}")
-            )
+            where = f"{annotated.place} in {shown(layout.image_folder)}"
+            problems.append(Problem("missing image", annotated.place, f"no image for {where}"))
         else:
-            alone.append(place)
-    if layout.lists:
-        return pairs, problems, ()
-    return pairs, problems, _unpaired_notes(layout, pairs, alone)
+            alone.append(annotated.place)
+    return pairs, problems, () if layout.lists else _unpaired_notes(layout, used, alone)
 
 
-def _unpaired_notes(layout, pairs, alone):
-    used = {Path(pair.image) for pair in pairs}
-    known = set(layout.annotations)
+def _unpaired_notes(layout, used, alone):
     bare = [
-        shown(path.name)
-        for stem, paths in layout.images.items()
-        for path in paths
-        if path not in used and stem not in known
+        shown(name)
+        for stem, names in layout.images.items()
+        for name in names
+        if name not in used and stem not in layout.annotations
     ]
     return count_note("image{s} without an annotation file", bare) + count_note(
         "annotation file{s} without an image", alone
@@ -227,22 +236,24 @@ def _unpaired_notes(layout, pairs, alone):
 
 
 def _find_image(layout, stem, filename):
-    """Returns the path of the image that belongs to an XML file, or None.
+    """Returns the file name of the image that belongs to an XML file, or None.
 
     The XML file's own stem decides; <filename> only where no image or several have it.
 
     Raises:
       DataError: <filename> is needed and leaves the folder, or several images fit.
     """
+    candidates = layout.images.get(stem, ())
+    if len(candidates) == 1:
+        return candidates[0]
     name = PurePosixPath(filename.replace("\\", "/"))
-    candidates = layout.images.get(stem, [])
     if not candidates and filename:
         fileio.safe_join(layout.image_folder, str(name))
-        candidates = layout.images.get(name.name) or layout.images.get(name.stem, [])
+        candidates = layout.images.get(name.name) or layout.images.get(name.stem, ())
     if len(candidates) > 1:
-        candidates = [path for path in candidates if path.name == name.name] or candidates
+        candidates = [candidate for candidate in candidates if candidate == name.name] or candidates
     if len(candidates) > 1:
-        raise DataError(f"several images fit ({', '.join(shown(path.name) for path in candidates)})")
+        raise DataError(f"several images fit ({', '.join(map(shown, candidates))})")
     return candidates[0] if candidates else None
 
 
@@ -269,10 +280,14 @@ class _LimitedBuilder(ElementTree.TreeBuilder):
         return super().end(tag)
 
 
-def _read_document(path):
-    """Reads one XML file; a box that cannot be used is a fault of its object, not of the file."""
-    place = shown(path.name)
-    if os.path.isfile(path) and os.path.getsize(path) > _XML_LIMIT:
+def _read_document(folder, name, stem, rules):
+    """Reads one XML file; a box that cannot be used is a fault of its object, not of the file.
+
+    Returns:
+      AnnotatedImage whose `image` is the <filename>, "" if there is none.
+    """
+    place, path = _printable(name), os.path.join(folder, name)
+    if _file_size(path) > _XML_LIMIT:
         raise DataError(f"refused: annotation larger than 16 MiB: {place}")
     text = _decode(fileio.read_bytes(path, _XML_LIMIT), place)
     # No entity is ever declared, so none can be expanded or opened.
@@ -282,11 +297,19 @@ def _read_document(path):
     if root.tag != "annotation":
         raise DataError(f"root element is {root.tag[:40]!r}, expected 'annotation': {place}")
     size = root.find("size")
-    return _Document(
-        filename=(root.findtext("filename") or "").strip(),
-        size=None if size is None else read_size(size.findtext("height"), size.findtext("width")),
-        objects=tuple(_read_object(item, index, place) for index, item in enumerate(root.findall("object"), 1)),
+    return pack_image(
+        place,
+        stem,
+        (root.findtext("filename") or "").strip(),
+        None if size is None else read_size(size.findtext("height"), size.findtext("width")),
+        [_read_object(item, f"object {i}", place, rules) for i, item in enumerate(root.findall("object"), 1)],
     )
+
+
+def _file_size(path):
+    with contextlib.suppress(OSError):  # reading it says what is wrong
+        return os.stat(path).st_size
+    return 0
 
 
 def _decode(data, place):
@@ -308,7 +331,8 @@ def _decode(data, place):
 
 
 def _parse(text, place):
-    parser = ElementTree.XMLParser(target=_LimitedBuilder(place))
+    guard = _LimitedBuilder(place) if text.count("<") > _SUSPICIOUS else None  # the guard takes twice the time
+    parser = ElementTree.XMLParser(target=guard)
     try:
         for start in range(0, len(text), _PIECE):  # a refusal stops the parser at the end of a piece only
             parser.feed(text[start : start + _PIECE])
@@ -321,29 +345,35 @@ def _parse(text, place):
         raise DataError(f"text holds half a surrogate pair: {place}") from None
 
 
-def _read_object(element, index, place):
+def _read_object(element, where, place, rules):
     # Elements without children are false, so every test is against None.
-    where = f"object {index}"
     name = element.findtext("name") or ""
     if "\n" in name:  # indented by a pretty-printer
         name = name.strip()
     if not name.strip():
         raise DataError(f"{where}: no <name>: {place}")
-    flags = {
-        flag: (element.findtext(flag) or "").strip().lower() in ("1", "true")
-        for flag in ("difficult", "truncated")
-    }
+    name = sys.intern(name)
     try:
-        box, degenerate = _read_box(element.find("bndbox"), where, name)
+        fields = _read_box(element.find("bndbox"), where, name, rules)
     except DataError as error:
-        return AnnotatedObject(name, fault=str(error), **flags)
-    return AnnotatedObject(name, box, degenerate=degenerate, **flags)
+        fields = {"fault": str(error)}
+    difficult, truncated = element.findtext("difficult"), element.findtext("truncated")
+    return AnnotatedObject(name, **fields, difficult=_is_set(difficult), truncated=_is_set(truncated))
 
 
-def _read_box(element, where, name):
-    """Returns a yxyx box in continuous pixels, and the line for a degenerate one or ""."""
+def _is_set(text):
+    return text is not None and text != "0" and text.strip().lower() in ("1", "true")
+
+
+def _read_box(element, where, name, rules):
+    """Returns the fields box (yxyx), degenerate and swapped of an AnnotatedObject."""
     if element is None:
         raise DataError(f"{where}: no <bndbox>")
-    corners = check_box(*(element.findtext(edge) for edge in ("xmin", "ymin", "xmax", "ymax")), where)
+    stated = [element.findtext(edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    corners, swapped = check_box(stated, where, rules.fix_boxes)
     x0, y0, x1, y1 = corners
-    return (y0 - 1, x0 - 1, y1, x1), degenerate_line(where, name, corners) if is_degenerate(corners) else ""
+    shift = 1 if rules.bbox_format == "pixel" else 0
+    box = (y0 - shift, x0 - shift, y1, x1)
+    if is_degenerate(corners):
+        return {"box": box, "degenerate": degenerate_line(where, name, stated)}
+    return {"box": box, "swapped": swapped_line(where, name, stated) if swapped else ""}

@@ -3,10 +3,12 @@
 import contextlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from ssd_tf import weight_files
 from ssd_tf.boxes import anchors as anchor_boxes
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import detector, registry
@@ -39,9 +41,12 @@ def build(config, load_weights=True, precision="float32"):
 
     Raises:
       ConfigError: model.num_classes is unset, or the parts do not fit together.
+      DataError: model.weights is refused or does not fit.
     """
     if config.model.num_classes < 1:
         raise ConfigError("model.num_classes is not set (the records or --set model.num_classes=N give it)")
+    if load_weights and Path(config.model.weights).is_file():
+        weight_files.check_weights_file(config.model.weights)
     with _dtype_policy(precision):
         extractor = registry.feature_extractor(config.model, load_weights)
         spec = _anchor_spec(config, map_sizes(extractor))

@@ -1,11 +1,12 @@
-"""Annotated images to a records directory."""
+"""Annotated images to a records directory, or to two."""
 
 from pathlib import Path
 
 from ssd_tf import fileio
 from ssd_tf.annotations import coco, voc
+from ssd_tf.annotations.annotation_set import BoxRules
 from ssd_tf.errors import ConfigError, suggest
-from ssd_tf.records import writer
+from ssd_tf.records import holdout, overlap, writer
 from ssd_tf.structures import LabelMap
 
 FORMATS = ("voc", "coco")
@@ -19,7 +20,16 @@ def convert(
     images=None,
     classes=(),
     label_map=None,
+    allow_gaps=False,
+    bbox_format="pixel",
+    fix_boxes="error",
+    require_pairs=False,
+    val_fraction=0.0,
+    seed=0,
+    check_overlap=None,
     overwrite=False,
+    resume=False,
+    force=False,
     progress=None,
     **options,
 ):
@@ -33,47 +43,69 @@ def convert(
       images: COCO: folder of the images; by default the JSON's folder, or "images" in it.
       classes: names to keep, in the order of their ids; all by default.
       label_map: path of a label_map.json to use.
-      overwrite: replace what is in `output`.
+      allow_gaps: accept gaps in its ids; they become source ids.
+      bbox_format: "pixel", or "normalised" for boxes in fractions of the image.
+      fix_boxes: "error" refuses inverted boxes, "swap" exchanges their edges.
+      require_pairs: refuse images without annotations and annotations without images.
+      val_fraction: above 0, this share of the images goes to OUTPUT_val and the rest to OUTPUT_train.
+      seed: of the choice.
+      check_overlap: records directory that may share no image with this one, or None.
+      overwrite: replace what is in `output`, once the new records are complete.
+      resume: go on with a conversion that was interrupted.
+      force: take `output` even if another process seems to hold it.
       progress: function (done, total), or None.
-      **options: fields of records.writer.WriteOptions.
+      **options: fields of records.encoding.WriteOptions.
 
     Returns:
-      dict: output, examples, boxes (by class), and the lines of convert_report.json.
+      dict: output, examples, boxes (by class), notes, and the lines of convert_report.json; with val_fraction
+      also "val", the same of the second set.
 
     Raises:
       ConfigError, DataError, EnvironmentFault: one line that names file and place.
     """
+    _check(format, split, images, val_fraction)
+    output = Path(output or default_output(source, split))
+    inputs = (source, images, label_map, check_overlap)
+    given = LabelMap.from_json(fileio.read_json(label_map), label_map, allow_gaps) if label_map else None
+    choice = (tuple(classes), given, BoxRules(bbox_format, fix_boxes), require_pairs)
+    if format == "voc":
+        found = voc.read(source, split, *choice)
+    else:
+        found = coco.read(source, images or _image_folder(source), *choice)
+    settings = {
+        "label_map": found.label_map,
+        "options": writer.WriteOptions(**options),
+        "about": {"format": format, "source": str(source), "split": split, **options},
+        "progress": progress,
+        "resume": resume,
+        "elsewhere": overlap.read_digests(check_overlap) if check_overlap else None,
+    }
+
+    def write(examples, problems, output):
+        with fileio.claim_output(
+            output, writer.OWN_FILES, inputs, overwrite or resume, (writer.REPORT,), clear=False, force=force
+        ):
+            writer.check_not_interrupted(output, overwrite or resume)
+            manifest, report = writer.write_records(examples, output=output, problems=problems, **settings)
+        numbers = {"examples": manifest["examples"], "boxes": manifest["boxes"]}
+        return {"output": str(output), **numbers, "notes": list(found.notes), **report.to_json()}
+
+    if not val_fraction:
+        return write(found.examples, found.problems, output)
+    kept, held_out = holdout.hold_out(found.examples, val_fraction, seed)
+    result = write(kept, found.problems, output.with_name(output.name + "_train"))
+    return {**result, "val": write(held_out, (), output.with_name(output.name + "_val"))}
+
+
+def _check(format, split, images, val_fraction):
     if format not in FORMATS:
         raise ConfigError(f"--format: {format!r} is none of {', '.join(FORMATS)}{suggest(format, FORMATS)}")
     if format == "coco" and split:
         raise ConfigError("--split is VOC's: a COCO file is a split of its own")
     if format == "voc" and images:
         raise ConfigError("--images is COCO's: a VOC folder holds its images")
-    output = Path(output or default_output(source, split))
-    given = LabelMap.from_json(fileio.read_json(label_map), label_map) if label_map else None
-    if format == "voc":
-        found = voc.read(source, split, tuple(classes), given)
-    else:
-        found = coco.read(source, images or _image_folder(source), tuple(classes), given)
-    inputs = (source, images, label_map)
-    with fileio.claim_output(output, writer.OWN_FILES, inputs, overwrite, (writer.REPORT,)):
-        about = {"format": format, "source": str(source), "split": split}
-        manifest, report = writer.write_records(
-            found.examples,
-            found.label_map,
-            output,
-            writer.WriteOptions(**options),
-            found.problems,
-            about,
-            progress,
-        )
-    return {
-        "output": str(output),
-        "examples": manifest["examples"],
-        "boxes": manifest["boxes"],
-        "notes": list(found.notes),
-        **report.to_json(),
-    }
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(f"--val_fraction: {val_fraction:g} is outside 0..1")
 
 
 def default_output(source, split=""):

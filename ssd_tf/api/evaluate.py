@@ -8,7 +8,7 @@ from ssd_tf.api import predict
 from ssd_tf.config import METRICS
 from ssd_tf.data import pipeline
 from ssd_tf.errors import ConfigError, DataError, suggest
-from ssd_tf.evaluation import coco, report, voc
+from ssd_tf.evaluation import coco, operating_point, report, voc
 from ssd_tf.inference.predictor import detect_records
 from ssd_tf.records import reader
 from ssd_tf.structures import Detections
@@ -39,13 +39,15 @@ def evaluate(
       progress: function (done, total), or None.
 
     Returns:
-      dict: metric, mAP (0..1 or None), per_class {name: AP or None}, images, images_per_second; for coco also the
-      12 numbers.
+      dict: metric, mAP (0..1 or None), per_class {name: AP or None}, best_f1 and best_f1_per_class (see
+      evaluation.operating_point), images, images_per_second; for coco also the 12 numbers.
     """
     check_metric(metric)
     if results:
         fileio.claim_file(results, (detections, run_dir, *str(data).split(",")))
     records = reader.open_records(data)
+    for note in records.notes if write_line else ():
+        write_line(note)
     truths = reader.read_examples(records)
     speed = None
     if detections:
@@ -79,16 +81,18 @@ def detect(predictor, records, batch_size, progress=None):
     predictor.warm_up(min(batch_size, records.num_examples))
     begun = time.perf_counter()
     report = (lambda done: progress(done, records.num_examples)) if progress else None
-    with reader.record_errors(records.files):
+    with reader.record_errors(records):
         found = detect_records(predictor, batches, report)
     return found, round(len(found) / (time.perf_counter() - begun), 2)
 
 
 def score(truths, found, label_map, metric):
-    """Returns the numbers of one metric for {source id: Detections}."""
+    """Returns the numbers of one metric, and the score thresholds of the best F1, for {source id: Detections}."""
     if metric == "coco":
-        return {"metric": metric, **coco.evaluate(truths, found, label_map)}
-    return {"metric": metric, **voc.evaluate(truths, found, label_map, use_07_metric=metric == "voc07")}
+        numbers = coco.evaluate(truths, found, label_map)
+    else:
+        numbers = voc.evaluate(truths, found, label_map, use_07_metric=metric == "voc07")
+    return {"metric": metric, **numbers, **operating_point.evaluate(truths, found, label_map)}
 
 
 def read_detections(path, label_map):

@@ -53,8 +53,9 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
       progress: function (done, total), or None.
 
     Returns:
-      dict: images, results (per image its file, output and detections ([name, score, x0, y0, x1, y1])), and
-      skipped: one line for each file of a folder that is no usable image.
+      dict: images, score_threshold, results (per image its file, output, detections [name, score, x0, y0, x1, y1],
+      and best_below: the best one where none reaches the threshold, else None), and skipped: one line for each
+      file of a folder that is no usable image.
     """
     pairs = _outputs(Path(input), Path(output) if output else None)
     for _, target in pairs:
@@ -63,23 +64,26 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
     rows, skipped = [], []
     for done, (source, target) in enumerate(pairs, 1):
         try:
-            found = predictor(source, score_threshold)
+            found = predictor(source)
         except DataError as error:
             skipped.append(error)
             continue
         fileio.make_directory(target.parent)
-        predictor.save(target, source, found)
-        rows.append({"file": shown(source), "output": shown(target), "detections": _rows(found, predictor)})
+        predictor.save(target, source, found, score_threshold)
+        rows.append({"file": shown(source), "output": shown(target), **_rows(found, predictor, score_threshold)})
         if progress:
             progress(done, len(pairs))
     if not rows:
         raise skipped[0]
-    return {"images": len(rows), "results": rows, "skipped": [str(error) for error in skipped]}
+    skipped = [str(error) for error in skipped]
+    return {"images": len(rows), "score_threshold": score_threshold, "results": rows, "skipped": skipped}
 
 
-def _rows(found, predictor):
+def _rows(found, predictor, score_threshold):
     names = [predictor.label_map.name(class_id) for class_id in found.classes]
-    return [[name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)]
+    rows = [[name, float(s), *map(float, box)] for name, s, box in zip(names, found.scores, found.boxes)]
+    count = len(found.above(score_threshold))  # best first
+    return {"detections": rows[:count], "best_below": rows[0] if rows and not count else None}
 
 
 def _outputs(source, target):

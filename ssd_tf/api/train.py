@@ -7,15 +7,23 @@ import keras
 
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
-from ssd_tf.api import build, evaluate
-from ssd_tf.data import pipeline
+from ssd_tf.api import build, reports
+from ssd_tf.data import anchor_fit, pipeline
 from ssd_tf.errors import ConfigError
-from ssd_tf.inference.predictor import Predictor
 from ssd_tf.records import reader
-from ssd_tf.training import trainer
+from ssd_tf.training import devices, trainer
 
 
-def train(config, train, run_dir, val=None, write_line=print):
+def train(
+    config,
+    train,
+    run_dir,
+    val=None,
+    write_line=print,
+    skip_corrupt_records=False,
+    deterministic=False,
+    check_anchors=False,
+):
     """Trains a detector, or goes on with a training that was interrupted.
 
     Order of initialisation: the run's own last checkpoint; else model.weights for the backbone and random
@@ -27,6 +35,9 @@ def train(config, train, run_dir, val=None, write_line=print):
       run_dir: run directory to make or to continue.
       val: records to validate on while training, or None.
       write_line: function (text) for the console.
+      skip_corrupt_records: leave out what follows a damaged record in its shard, counted, instead of stopping.
+      deterministic: use deterministic operations alone, in this process from here on; no XLA.
+      check_anchors: tell first how many boxes no anchor fits, by class.
 
     Returns:
       dict: run_dir, step, resumed_from, best_metric (None without val), loss.
@@ -34,31 +45,49 @@ def train(config, train, run_dir, val=None, write_line=print):
     Raises:
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
-    records = reader.open_records(train)
-    val_records = reader.open_records(val) if val else None
+    records = reader.open_records(train, skip_corrupt_records)
+    val_records = reader.open_records(val, skip_corrupt_records) if val else None
     if val_records:
         records.label_map.check_same(val_records.label_map, "--train has", "--val has")
+    for opened in (records, val_records) if val else (records,):
+        for note in opened.notes:
+            write_line(note)
     config = resolve(config, records)
     fileio.make_directory(run_dir)
-    with fileio.directory_lock(run_dir):
-        run = runs.start_run(run_dir, config, records.label_map, records.num_examples)
-        resuming = runs.find_checkpoint(run.path) is not None
+    devices.let_memory_grow()
+    with fileio.directory_lock(run_dir), devices.refusals(config):
+        run = runs.start_run(run_dir, config, records.label_map, records.num_examples + records.num_lost)
+        for name in runs.remove_leftovers(run.path):
+            write_line(f"removed {name}, which an interrupted write left behind")
+        last = runs.find_checkpoint(run.path)
         keras.utils.set_random_seed(config.train.seed)
+        beyond_reach = devices.make_deterministic() if deterministic else []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            detector = build.build(config, load_weights=not resuming, precision=config.train.precision)
-        trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
-        for line in [*_start_lines(config, detector.model, records), *(str(w.message) for w in caught)]:
+            detector = build.build(config, load_weights=last is None, precision=config.train.precision)
+        trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train, deterministic)
+        lines = [*_start_lines(config, detector.model, records), *(str(w.message) for w in caught), *beyond_reach]
+        if deterministic and config.train.jit_compile:
+            lines.append("train.jit_compile is off under --deterministic")
+        for line in lines:
             write_line(line)
-        validate = _validator(detector, run, val_records) if val_records else None
-        with reader.record_errors(records.files):
+        if check_anchors:
+            for line in anchor_fit.describe(records, detector.anchors, config):
+                write_line(line)
+        validation = reports.Validation(detector, run, val_records) if val_records else None
+        with reader.record_errors(records):
             result = trainer.train(
                 detector.model,
                 lambda start: pipeline.training_stream(records, detector.anchors, config, start),
                 run,
-                validate,
+                validation,
                 write_line,
+                reports.make_hooks(run, validation, write_line),
+                last,
+                lambda step: pipeline.read_batch_ids(records, config, step),
+                deterministic,
             )
+        reports.finish(run, result["step"], records, detector.anchors, validation, write_line)
     return {"run_dir": str(run_dir), **result}
 
 
@@ -91,16 +120,3 @@ def _start_lines(config, model, records):
 def _device():
     devices = keras.distribution.list_devices()
     return next((device for device in devices if "cpu" not in device.lower()), devices[0] if devices else "cpu")
-
-
-def _validator(detector, run, records):
-    """A function () -> result that scores the model as it is now."""
-    predictor = Predictor(detector.model, detector.anchors, run.config, run.label_map)
-    truths = reader.read_examples(records)
-    settings = run.config.train
-
-    def validate():
-        found, _ = evaluate.detect(predictor, records, settings.batch_size)
-        return evaluate.score(truths, found, records.label_map, settings.validation_metric)
-
-    return validate

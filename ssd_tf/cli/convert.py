@@ -21,19 +21,34 @@ def define(values):
     flags.DEFINE_string("output", None, "Records directory; by default tfrecords/INPUT_SPLIT.", **text)
     flags.DEFINE_list("classes", [], "Class names to keep, in the order of their ids.", **text)
     flags.DEFINE_string("label_map", None, "label_map.json to use, for sets that belong together.", **text)
+    flags.DEFINE_bool("allow_gaps", False, "Accept gaps in the label map's ids; they become source ids.", **text)
+    flags.DEFINE_string("bbox_format", "pixel", "pixel, or normalised: boxes are fractions of the image.", **text)
+    flags.DEFINE_string("fix_boxes", "error", "What to do with inverted boxes: error, or swap their edges.", **text)
+    flags.DEFINE_bool("require_pairs", False, "Refuse images without annotations, or the reverse.", **text)
+    flags.DEFINE_float("val_fraction", 0.0, "Share of the images for OUTPUT_val; the rest is OUTPUT_train.", **text)
+    flags.DEFINE_integer("seed", 0, "Of the choice that --val_fraction makes.", **text)
+    flags.DEFINE_string("check_overlap", None, "Records that may share no image with these.", **text)
     flags.DEFINE_bool("overwrite", False, "Replace what is in the output directory.", **text)
+    flags.DEFINE_bool("resume", False, "Go on with a conversion that was interrupted.", **text)
+    flags.DEFINE_bool("force", False, "Write even if another process seems to hold the output.", **text)
     flags.DEFINE_string("on_error", "fail", "fail: any bad image stops; skip: bad images are left out.", **text)
     flags.DEFINE_string("max_skipped", "1%", "With skip: most images left out, a number or a percentage.", **text)
     flags.DEFINE_string("exif", "apply", "apply, ignore or error: what to do with EXIF rotation.", **text)
     flags.DEFINE_string("max_pixels", "64M", "Larger images are refused; M for millions.", **text)
-    flags.DEFINE_integer("workers", 0, "Threads; 0: as many as cores.", lower_bound=0, **text)
+    flags.DEFINE_string("verify", "structure", "decode: decode every image, ten times slower.", **text)
+    flags.DEFINE_integer("workers", 0, "Processes; 0: as many as cores.", lower_bound=0, **text)
 
 
 def prepare(values):
     """Turns flags into the arguments of api.convert.convert."""
     runner.required(values, "format", "input")
     runner.check_choice(values, "on_error", ("fail", "skip"))
+    runner.check_choice(values, "bbox_format", ("pixel", "normalised"))
+    runner.check_choice(values, "fix_boxes", ("error", "swap"))
     runner.check_choice(values, "exif", ("apply", "ignore", "error"))
+    runner.check_choice(values, "verify", ("structure", "decode"))
+    if values.resume and values.overwrite:
+        raise ConfigError("--resume goes on, --overwrite starts again: give one of them")
     return {
         "format": values.format,
         "source": values.input,
@@ -42,10 +57,20 @@ def prepare(values):
         "output": values.output,
         "classes": tuple(values.classes),
         "label_map": values.label_map,
+        "allow_gaps": values.allow_gaps,
+        "bbox_format": values.bbox_format,
+        "fix_boxes": values.fix_boxes,
+        "require_pairs": values.require_pairs,
+        "val_fraction": values.val_fraction,
+        "seed": values.seed,
+        "check_overlap": values.check_overlap,
         "overwrite": values.overwrite,
+        "resume": values.resume,
+        "force": values.force,
         "on_error": values.on_error,
         "max_skipped": _share("max_skipped", values.max_skipped),
         "exif": values.exif,
+        "verify": values.verify,
         "max_pixels": _count("max_pixels", values.max_pixels),
         "workers": values.workers,
         "progress": runner.progress_printer("images"),
@@ -78,19 +103,22 @@ def _count(name, text):
 def show(result):
     """Returns the summary for people: what was written, and all that was not, by name."""
     lines = list(result["notes"])
-    for kind in ("dropped", "clipped", "converted", "duplicates"):
+    for kind in ("dropped", "swapped", "clipped", "converted", "duplicates"):
         found = result[kind]
         lines += found[:_SHOWN]
         if len(found) > _SHOWN:
             lines.append(f"... {len(found) - _SHOWN} more {kind}, all in convert_report.json")
     lines += [problem["message"] for problem in result["skipped"][:_SHOWN]]
     counts = ", ".join(f"{name} {count:,}" for name, count in result["boxes"].items())
+    swapped = f"{len(result['swapped'])} swapped, " if result["swapped"] else ""
     lines.append(
         f"{result['examples']:,} examples, {sum(result['boxes'].values()):,} boxes ({counts}); "
         f"{len(result['skipped'])} skipped, {len(result['dropped'])} boxes dropped, "
-        f"{len(result['clipped'])} clipped, {result['images_without_objects']} images without objects"
+        f"{swapped}{len(result['clipped'])} clipped, {result['images_without_objects']} images without objects"
     )
     lines.append(f"records in {result['output']}")
+    if "val" in result:
+        lines.append(show({**result["val"], "notes": []}))
     return "\n".join(lines)
 
 

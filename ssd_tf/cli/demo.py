@@ -1,5 +1,6 @@
 """ssd-demo: pictures to pictures with boxes."""
 
+import math
 import sys
 
 from absl import flags
@@ -36,6 +37,10 @@ def show(result):
         lines.append(f"{row['file']}: {len(row['detections'])} detections, drawn in {row['output']}")
         for name, score, *box in row["detections"]:
             lines.append(f"  {name} {score:.2f} [{' '.join(f'{value:.0f}' for value in box)}]")
+        if row["best_below"]:
+            name, score, *_ = row["best_below"]
+            score = math.floor(score * 100) / 100  # rounded up it could seem to reach the threshold
+            lines.append(f"  no detection above {result['score_threshold']:g}; the best is {name} {score:.2f}")
     return "\n".join(lines)
 
 

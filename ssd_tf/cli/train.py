@@ -16,19 +16,29 @@ def define(values):
     flags.DEFINE_string("val", None, "Records to validate on while training.", **text)
     flags.DEFINE_string("run_dir", None, "Directory of the run; the same command continues it.", **text)
     flags.DEFINE_multi_string("set", [], "section.key=value: changes a key of the recipe; repeatable.", **text)
-    flags.DEFINE_bool("list_recipes", False, "List the recipes and leave.", **text)
+    flags.DEFINE_bool(
+        "skip_corrupt_records", False, "Leave out what follows a damaged record in its shard.", **text
+    )
+    flags.DEFINE_bool("deterministic", False, "Equal results on equal machines, at some cost of speed.", **text)
+    flags.DEFINE_bool("check_anchors", False, "Tell first how many boxes no anchor fits, by class.", **text)
+    flags.DEFINE_bool("list_recipes", False, "List the recipes, what each is for, and leave.", **text)
 
 
 def prepare(values):
     """Turns flags into the arguments of api.train.train."""
     if values.list_recipes:
-        return "\n".join(config.list_recipes())
+        names = config.list_recipes()
+        width = max(len(name) for name in names)
+        return "\n".join(f"{name:<{width}}  {config.describe_recipe(name)}" for name in names)
     runner.required(values, "train", "run_dir")
     return {
         "config": config.load_config(values.config, values.set),
         "train": values.train,
         "val": values.val,
         "run_dir": values.run_dir,
+        "skip_corrupt_records": values.skip_corrupt_records,
+        "deterministic": values.deterministic,
+        "check_anchors": values.check_anchors,
         "write_line": _write_line,
     }
 

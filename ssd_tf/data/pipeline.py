@@ -28,29 +28,59 @@ def training_stream(records, anchors, config, start=0):
       float32 [B] weight); every batch is full.
     """
     seed = tf.constant(config.train.seed, tf.int64)
-    files = tf.constant(records.files)
-    epochs = tf.data.Dataset.range(start // records.num_examples, tf.int64.max)
-    examples = epochs.flat_map(lambda epoch: _epoch(files, config.data.shuffle_buffer, seed, epoch))
-    examples = examples.skip(start % records.num_examples)
 
     def prepare(serialized, epoch):
-        sample = schema.parse(serialized)
+        sample = reader.parse_checked(serialized, len(records.label_map))
         # With the image itself: sets of several origins share ids, foreign records may have none.
         identity = tf.strings.join([sample["source_id"], sample["image"]])
         key = tf.strings.to_hash_bucket_fast(identity, 2**62)
         return _augmented(sample, anchors, config, tf.stack([key, seed * 2**32 + epoch]))
 
+    examples = _shuffled_examples(records, config, start)
     dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(config.train.batch_size, drop_remainder=True)
     return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
 
 
-def _epoch(files, buffer, seed, epoch):
+def read_batch_ids(records, config, step):
+    """Replays the training stream to one step, without decoding an image.
+
+    Args:
+      records: records.reader.RecordSet.
+      config: Config.
+      step: step of the training, from 1 on.
+
+    Returns:
+      list of the source ids (see records.reader.image_id) of that step's batch, in its order.
+    """
+    size = config.train.batch_size
+    batch = _shuffled_examples(records, config, (step - 1) * size).take(size)
+    found = [serialized for serialized, _ in batch.as_numpy_iterator()]
+    ids = [schema.parse(serialized)["source_id"].numpy() for serialized in found]
+    wanted = {serialized for serialized, own in zip(found, ids) if not own}
+    numbered = reader.serialized_records(records).enumerate().as_numpy_iterator() if wanted else ()
+    places = {serialized: place for place, serialized in numbered if serialized in wanted}
+    return [
+        reader.image_id(tf.constant(own), places.get(serialized, 0)).numpy().decode("utf-8", "surrogateescape")
+        for serialized, own in zip(found, ids)
+    ]
+
+
+def _shuffled_examples(records, config, start):
+    """(serialized, epoch) of all epochs, from example `start` on."""
+    seed = tf.constant(config.train.seed, tf.int64)
+    shards = tf.constant(records.files), tf.constant(records.counts, tf.int64)
+    epochs = tf.data.Dataset.range(start // records.num_examples, tf.int64.max)
+    examples = epochs.flat_map(lambda epoch: _epoch(shards, config.data.shuffle_buffer, seed, epoch))
+    return examples.skip(start % records.num_examples)
+
+
+def _epoch(shards, buffer, seed, epoch):
     """(serialized, epoch) of one pass, shuffled by (seed, epoch)."""
     tf.random.set_seed(1)  # of this traced function alone: the caller's global seed must not change the order
-    order = tf.argsort(tf.random.stateless_uniform(tf.shape(files), [seed, epoch]))
-    shards = tf.data.Dataset.from_tensor_slices(tf.gather(files, order))
-    records = shards.interleave(tf.data.TFRecordDataset, cycle_length=_OPEN_SHARDS)
+    order = tf.argsort(tf.random.stateless_uniform(tf.shape(shards[0]), [seed, epoch]))
+    shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(part, order) for part in shards))
+    records = shards.interleave(reader.shard_records, cycle_length=_OPEN_SHARDS)
     records = records.shuffle(buffer, seed=seed * 2**32 + epoch, reshuffle_each_iteration=False)
     return records.map(lambda serialized: (serialized, epoch))
 
@@ -89,15 +119,15 @@ def validation_batches(records, anchors, config):
 
     Args and Returns: as training_stream.
     """
-    dataset = tf.data.TFRecordDataset(list(records.files))
 
     def prepare(serialized):
-        sample = schema.parse(serialized)
+        sample = reader.parse_checked(serialized, len(records.label_map))
         ignore = _ignored(sample, config)
         image = plain_image(sample["image"], config.model.image_size, config.data.resize)
         return image, _targets(sample["boxes"], sample["classes"], ignore, anchors, config)
 
-    dataset = dataset.map(prepare, tf.data.AUTOTUNE).batch(config.train.batch_size)
+    dataset = reader.serialized_records(records).map(prepare, tf.data.AUTOTUNE)
+    dataset = dataset.batch(config.train.batch_size)
     return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
 
 
@@ -126,5 +156,5 @@ def inference_batches(records, image_size, resize_rule, batch_size):
         size = tf.stack([sample["height"], sample["width"]])
         return image, reader.image_id(sample["source_id"], index), size
 
-    dataset = tf.data.TFRecordDataset(list(records.files)).enumerate().map(prepare, tf.data.AUTOTUNE)
+    dataset = reader.serialized_records(records).enumerate().map(prepare, tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)

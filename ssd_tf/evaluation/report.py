@@ -1,6 +1,9 @@
 """The numbers of an evaluation as text for people."""
 
+import math
+
 from ssd_tf.errors import shown
+from ssd_tf.evaluation.operating_point import IOU_THRESHOLD
 
 # What is printed under the classes, in this order, where the result has it.
 _SUMMARY = {
@@ -19,31 +22,51 @@ _SUMMARY = {
     "ARm": "AR   medium",
     "ARl": "AR   large",
 }
+# Columns of the operating points.
+_POINT = ("f1", "precision", "recall")
+_HEADS = ("best F1", "precision", "recall", "at score")
 
 
 def format_table(result):
     """Lays out the numbers of one evaluation.
 
     Args:
-      result: what voc.evaluate or coco.evaluate returns.
+      result: what voc.evaluate or coco.evaluate returns, with or without what operating_point.evaluate returns.
 
     Returns:
-      lines of plain text: AP by class, mAP, the further numbers, and what `n/a` and the numbers stand for.
+      lines of plain text: AP (and best F1) by class, mAP, the further numbers, and what `n/a` and the numbers
+      stand for.
     """
-    classes = [(shown(name), value) for name, value in result["per_class"].items()]
-    summary = [(label, result[key]) for key, label in _SUMMARY.items() if key in result]
-    width = max(len(label) for label, _ in [("class", None), *classes, *summary])
-    rule = "-" * (width + 8)
-    lines = [f"{'class':<{width}}  {'AP':>6}", rule]
-    lines += [_line(row, width) for row in classes]
-    lines += [rule, _line(("mAP", result["mAP"]), width)]
-    lines += [_line(row, width) for row in summary]
-    return "\n".join(lines + _notes(result))
+    points = result.get("best_f1_per_class")
+    classes = [(shown(name), value, points and points[name]) for name, value in result["per_class"].items()]
+    summary = [("mAP", result["mAP"], None)]
+    summary += [(label, result[key], None) for key, label in _SUMMARY.items() if key in result]
+    width = max(len(row[0]) for row in [("class",), ("all classes",), *classes, *summary])
+    head = f"{'class':<{width}}  {'AP':>6}" + "".join(f"{text:>11}" for text in _HEADS if points is not None)
+    rows = [_line(row, width, points is not None) for row in classes]
+    rule = "-" * len(head)
+    lines = [head, rule, *rows, rule]
+    if points is not None:
+        lines.append(_line(("all classes", "", result["best_f1"]), width, True))
+    return "\n".join(lines + [_line(row, width, False) for row in summary] + _notes(result))
 
 
-def _line(row, width):
-    label, value = row
-    return f"{label:<{width}}  {'n/a' if value is None else f'{value:.4f}':>6}"
+def _line(row, width, with_point):
+    label, value, point = row
+    cells = [f"{_number(value):>6}"]
+    if with_point:
+        point = point or dict.fromkeys((*_POINT, "threshold"))
+        cells += [f"{_number(point[key]):>9}" for key in _POINT] + [f"{_threshold(point['threshold']):>9}"]
+    return f"{label:<{width}}  " + "  ".join(cells)
+
+
+def _number(value):
+    return value if value == "" else "n/a" if value is None else f"{value:.4f}"
+
+
+def _threshold(value):
+    """A threshold of three digits, rounded down: as printed it still keeps the detection that it came from."""
+    return "n/a" if value is None else f"{math.floor(value * 1000 + 1e-6) / 1000:.3f}"
 
 
 def _notes(result):
@@ -59,6 +82,10 @@ def _notes(result):
     if "iou_threshold" in result:
         threshold = f"{result['iou_threshold']:g}"
         notes.append(f"a match has IoU >= {threshold}; difficult and crowd objects are ignored")
+    if "best_f1" in result:
+        notes.append(
+            f"best F1 of all score thresholds, at IoU >= {IOU_THRESHOLD:g}; all classes: one for all of them"
+        )
     if "implementation" in result:
         notes.append(f"computed by {result['implementation']}")
     return notes

@@ -63,7 +63,7 @@ def recall_precision_curve(truths, detections, iou_threshold):
     num_truths = np.count_nonzero(~truths.ignored)
     if not num_truths:
         return None
-    right = _judge(truths, detections, iou_threshold)
+    right, _ = judge(truths, detections, iou_threshold)
     num_right = np.cumsum(right)
     return num_right / num_truths, num_right / np.arange(1, len(right) + 1)
 
@@ -102,23 +102,32 @@ def _envelope(precisions):
     return np.maximum.accumulate(precisions[::-1])[::-1]
 
 
-def _judge(truths, detections, iou_threshold):
-    """Returns whether each detection is right, best score first: bool [N], those of ignored objects left out.
+def judge(truths, detections, iou_threshold):
+    """Tells which detections of one class are right, best score first, those of ignored objects left out.
 
     An object is found once: by the best of the detections that overlap it most. A further one is wrong, even
     where it overlaps another, free object.
+
+    Args:
+      truths: TruthTable of the class.
+      detections: DetectionTable of the class.
+      iou_threshold: least IoU of a match, in (0, 1].
+
+    Returns:
+      (right bool [N], scores float64 [N], not increasing).
     """
     # Stable: equal scores stay in the table's order, by image id and place in the image.
     order = np.argsort(-detections.scores, kind="stable")
     nearest, overlaps = _nearest_truths(truths, detections)
     nearest, matched = nearest[order], overlaps[order] >= iou_threshold
-    counted = ~(matched & truths.ignored[nearest])
+    ignored = np.append(truths.ignored, False)  # row 0 exists even without any object
+    counted = ~(matched & ignored[nearest])
     nearest, matched = nearest[counted], matched[counted]
     candidates = np.flatnonzero(matched)
     _, firsts = np.unique(nearest[candidates], return_index=True)
     right = np.zeros(len(matched), bool)
     right[candidates[firsts]] = True
-    return right
+    return right, detections.scores[order][counted]
 
 
 def _nearest_truths(truths, detections):

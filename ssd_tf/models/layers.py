@@ -129,6 +129,11 @@ def next_extra(map_size, level):
     return Extra(channels // 2, channels, kernel=4, stride=1) if side == 2 else None
 
 
+def extra_size(map_size, extra):
+    """Returns (rows, columns) after an Extra, for a map of `map_size`; below 1 where the kernel does not fit."""
+    return tuple((cells + 2 * extra.padding - extra.kernel) // extra.stride + 1 for cells in map_size)
+
+
 def add_extra(x, extra, name, kind="conv", norm="none"):
     """Adds one auxiliary layer and returns its map.
 

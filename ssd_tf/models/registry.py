@@ -151,13 +151,10 @@ def _reason(error):
 
 
 def _with_extras(maps, backbone, settings):
-    """Appends auxiliary layers until a map is 1x1, the chain ends, or there are as many levels as asked for."""
+    """Appends auxiliary layers until the chain ends or there are as many levels as asked for."""
     level = 0
     while not settings.levels or len(maps) < settings.levels:
-        size = tuple(maps[-1].shape[1:3])
-        extra = layers.next_extra(size, level) if backbone.extras is None else None
-        if backbone.extras is not None and max(size) > 1 and level < len(backbone.extras):
-            extra = backbone.extras[level]
+        extra = _choose_extra(tuple(maps[-1].shape[1:3]), level, backbone, settings.extras_chain)
         if extra is None:
             break
         maps.append(layers.add_extra(maps[-1], extra, f"extra_{level + 1}", settings.extras, settings.extras_norm))
@@ -165,6 +162,29 @@ def _with_extras(maps, backbone, settings):
     maps = maps[: settings.levels or None]
     _check_maps(maps, settings)
     return maps
+
+
+def _choose_extra(size, level, backbone, chain):
+    """The Extra after a map of `size`: the recipe's, else the backbone's, else the rule's; None at the end."""
+    if chain:
+        return _listed_extra(size, level, chain)
+    if backbone.extras is None:
+        return layers.next_extra(size, level)
+    return backbone.extras[level] if max(size) > 1 and level < len(backbone.extras) else None
+
+
+def _listed_extra(size, level, chain):
+    """An entry of model.extras_chain, checked against the map that it reads."""
+    if level >= len(chain):
+        return None
+    extra = layers.Extra(*chain[level])
+    after = layers.extra_size(size, extra)
+    where, what = f"model.extras_chain: entry {level + 1}", f"a {size[0]}x{size[1]} map"
+    if min(after) < 1:
+        raise ConfigError(f"{where}: kernel {extra.kernel} does not fit {what} with padding {extra.padding}")
+    if after[0] > size[0] or after[1] > size[1]:
+        raise ConfigError(f"{where}: makes {what} larger, {after[0]}x{after[1]}; maps go from fine to coarse")
+    return extra
 
 
 def _check_maps(maps, settings):

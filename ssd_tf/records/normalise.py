@@ -50,6 +50,10 @@ def fit_boxes(example, height, width):
     """
     scale = np.array([height, width, height, width], np.float64)
     boxes = example.boxes / scale if example.unit == "pixel" else example.boxes
+    if boxes.size and boxes.min() >= 0 and boxes.max() <= 1:  # most images: nothing to clip
+        inside = boxes.astype(np.float32)
+        if (inside[:, 2:] > inside[:, :2]).all():
+            return FittedBoxes(inside, np.arange(len(boxes)), (), ())
     inside = np.clip(boxes, 0, 1).astype(np.float32)
     good = ops.area(inside) > 0
     overhang = np.abs(boxes - np.clip(boxes, 0, 1)) * scale

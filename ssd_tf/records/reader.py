@@ -2,6 +2,7 @@
 
 import collections
 import glob
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -9,16 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from ssd_tf import fileio
-from ssd_tf.errors import ConfigError, DataError, shown
-from ssd_tf.records import schema
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown
+from ssd_tf.records import damage, schema
 from ssd_tf.records.writer import FORMAT_VERSION, LABEL_MAP, MANIFEST
 from ssd_tf.structures import Example, LabelMap
 
-# What TensorFlow says of bytes that are no image, or of a size that is not the image's.
-_UNDECODABLE = re.compile(r"JPEG|PNG|decode|crop window|Slice index|Expected size", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)", re.DOTALL)
+_READ_ERRORS = (
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
+_ALL = -1  # tf.data's word for every record of a shard
 
 
 @dataclass(frozen=True)
@@ -27,20 +34,27 @@ class RecordSet:
 
     Attributes:
       files: paths, in order.
-      num_examples: images in all of them.
+      num_examples: images in all of them that can be read.
       label_map: LabelMap of their classes.
+      counts: how many records to read of each file, from its start; -1 for all.
+      num_lost: images that are stored, but lie behind a damaged record.
+      notes: lines for the user about what was found.
     """
 
     files: tuple[str, ...]
     num_examples: int
     label_map: LabelMap
+    counts: tuple[int, ...]
+    num_lost: int = 0
+    notes: tuple[str, ...] = ()
 
 
-def open_records(where):
+def open_records(where, skip_corrupt=False):
     """Finds and verifies records.
 
     Args:
       where: a records directory, a glob of TFRecord files of other tools, or several separated by commas.
+      skip_corrupt: reads every shard once and leaves out what follows a damaged record in it; `notes` count it.
 
     Returns:
       RecordSet.
@@ -48,29 +62,36 @@ def open_records(where):
     Raises:
       DataError: missing, incomplete, damaged or of different classes; names the place and the cure.
       ConfigError: a glob that matches nothing.
+      EnvironmentFault: a shard cannot be read.
     """
-    sets = [_open_one(part) for part in str(where).split(",") if part]
+    sets = [_open_one(part, skip_corrupt) for part in str(where).split(",") if part]
     if not sets:
         raise ConfigError("no records given")
     for part in sets[1:]:
         sets[0].label_map.check_same(part.label_map, "the first set has", "another has")
-    files = tuple(file for part in sets for file in part.files)
-    return RecordSet(files, sum(part.num_examples for part in sets), sets[0].label_map)
+    return RecordSet(
+        tuple(file for part in sets for file in part.files),
+        sum(part.num_examples for part in sets),
+        sets[0].label_map,
+        tuple(count for part in sets for count in part.counts),
+        sum(part.num_lost for part in sets),
+        tuple(note for part in sets for note in part.notes),
+    )
 
 
-def _open_one(where):
+def _open_one(where, skip_corrupt):
     path = Path(where)
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, skip_corrupt)
     files = sorted(glob.glob(str(where)))
     if not files:
         if not glob.has_magic(str(where)):
             raise DataError(f"no such records directory: {shown(where)}")
         raise ConfigError(f"no file matches {shown(where)!r} (working directory {os.getcwd()})")
-    return _scan(files)
+    return _scan(files, where, skip_corrupt)
 
 
-def _open_directory(path):
+def _open_directory(path, skip_corrupt):
     shards = sorted(path.glob("*.tfrecord"))
     if not (path / MANIFEST).exists():
         if shards:
@@ -78,21 +99,43 @@ def _open_directory(path):
                 f"conversion was interrupted; run ssd_image_to_tf again with --overwrite: {shown(path)}"
             )
         raise DataError(f"no records in {shown(path)}; ssd_image_to_tf makes them")
-    manifest = fileio.read_json(path / MANIFEST)
+    entries = _read_manifest(path / MANIFEST)
     label_map = LabelMap.from_json(fileio.read_json(path / LABEL_MAP), path / LABEL_MAP)
-    try:
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{shown(path)}: made by {manifest.get('made_by')}; convert again")
-        entries = [(str(s["file"]), int(s["bytes"]), int(s["examples"])) for s in manifest["shards"]]
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{shown(path / MANIFEST)}: not a manifest of records") from None
     files = _check_shards(path, entries)
-    return RecordSet(files, sum(entry[2] for entry in entries), label_map)
+    _check_numbering([*files, *(str(shard) for shard in shards if str(shard) not in files)], path)
+    stored = [examples for _, _, examples in entries]
+    if not skip_corrupt:
+        return RecordSet(files, sum(stored), label_map, (_ALL,) * len(files))
+    counts, notes = _count_readable(files, stored)
+    lost = sum(stored) - sum(counts)
+    if lost:
+        notes.append(f"{lost:,} of {sum(stored):,} records are left out of every epoch: {shown(path)}")
+    if not sum(counts):
+        raise DataError(f"no record can be read: {shown(path)}")
+    return RecordSet(files, sum(counts), label_map, tuple(counts), lost, tuple(notes))
+
+
+def _read_manifest(path):
+    """Returns (file name, bytes, examples) of every shard."""
+    manifest = fileio.read_json(path)
+    malformed = DataError(f"{shown(path)}: not a manifest of records")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
+        raise malformed
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{shown(path)}: made by {shown(str(manifest.get('made_by'))[:40])}; convert again")
+    rows = [shard if isinstance(shard, dict) else {} for shard in manifest["shards"]]
+    entries = [(row.get("file"), row.get("bytes"), row.get("examples")) for row in rows]
+    for file, size, examples in entries:
+        if not isinstance(file, str) or type(size) is not int or type(examples) is not int or examples < 0:
+            raise malformed
+    if not 0 < sum(examples for _, _, examples in entries) < 2**53:
+        raise DataError(f"{shown(path)}: no examples")
+    return entries
 
 
 def _check_shards(path, entries):
     files = [fileio.safe_join(path, name) for name, _, _ in entries]
-    missing = [str(index) for index, file in enumerate(files) if not file.exists()]
+    missing = [str(index) for index, file in enumerate(files) if not os.path.isfile(file)]
     if missing:
         raise DataError(f"missing shard(s): {', '.join(missing)} of {len(files)}: {shown(path)}")
     for index, (file, (_, size, _)) in enumerate(zip(files, entries)):
@@ -104,78 +147,135 @@ def _check_shards(path, entries):
     return tuple(str(file) for file in files)
 
 
-def _scan(files):
-    """Counts the records of shards without a manifest, checks their keys and collects their classes."""
-    names, count = {}, 0
-    with record_errors(files):
-        for index, file in enumerate(files):
-            for position, serialized in enumerate(tf.data.TFRecordDataset(file)):
-                _check_record(serialized.numpy(), f"record {position} of shard {index}", names)
-                count += 1
+def _check_numbering(files, where):
+    """Raises DataError unless shards that count themselves, NAME-00003-of-00010, are all there and no more."""
+    groups = {}
+    for file in files:
+        numbered = _NUMBERED.fullmatch(file)
+        if numbered:
+            name, index, total, end = numbered.groups()
+            groups.setdefault((name, end), {}).setdefault(int(total), set()).add(int(index))
+    for (name, _), totals in groups.items():
+        if len(totals) > 1:
+            found = " and ".join(f"{len(indices)} of {total}" for total, indices in sorted(totals.items()))
+            raise DataError(f"shards of several conversions ({found}): {shown(Path(name).name)} in {shown(where)}")
+        [(total, indices)] = totals.items()
+        missing = sorted(set(range(total)) - indices)
+        if missing:
+            listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+            raise DataError(f"missing shard(s): {listed} of {total}: {shown(where)}")
+        if len(indices) > total:
+            raise DataError(f"shard {max(indices)} of {total} cannot be: {shown(where)}")
+
+
+def _count_readable(files, stored):
+    """Returns how many records of each shard come before a damaged one, and a line for each such shard."""
+    counts, notes = [], []
+    for index, (file, expected) in enumerate(zip(files, stored)):
+        records = itertools.count()
+        try:
+            collections.deque(zip(damage.read_shard(file, index), records), maxlen=0)
+        except damage.DamagedShard as error:
+            notes.append(str(error))
+        counts.append(min(next(records), expected))
+    return counts, notes
+
+
+def _scan(files, where, skip_corrupt):
+    """Counts the records of shards without a manifest, checks them and collects their classes."""
+    _check_numbering(files, where)
+    names, counts, notes = {}, [], []
+    for index, file in enumerate(files):
+        counts.append(0)
+        try:
+            _scan_shard(file, index, names, counts)
+        except damage.DamagedShard as error:
+            if not skip_corrupt:
+                raise
+            notes.append(f"what follows is left out of every epoch: {error}")
     if not names:
-        raise DataError(f"no objects in {count} records: {shown(files[0])}")
-    label_map = LabelMap(tuple(names.get(i, f"class {i}") for i in range(1, max(names) + 1)))
-    return RecordSet(tuple(files), count, label_map)
+        raise DataError(f"no objects in {sum(counts)} records: {shown(where)}")
+    label_map = _label_map(names, where)
+    notes.append(f"no manifest: {sum(counts):,} records with {len(label_map)} classes found: {shown(where)}")
+    return RecordSet(tuple(files), sum(counts), label_map, tuple(counts), notes=tuple(notes))
 
 
-def _check_record(data, where, names):
+def _scan_shard(file, index, names, counts):
+    if not os.path.isfile(file):
+        raise DataError(f"not a regular file: {shown(file)}")
+    if not os.path.getsize(file):
+        raise DataError(f"shard {index} is empty: {shown(file)}")
+    for position, data in enumerate(damage.read_shard(file, index)):
+        try:
+            found = damage.check_record(data, f"record {position} of shard {index}")
+        except DataError as error:
+            raise DataError(f"{error}: {shown(file)}") from None
+        for class_id, name in found.items():
+            names[class_id] = names.get(class_id) or name
+        counts[-1] += 1
+
+
+def _label_map(names, where):
+    """LabelMap of {class id: name or ""}."""
     try:
-        feature = tf.train.Example.FromString(data).features.feature
-    except DecodeError:
-        raise DataError(f"{where}: not a tf.train.Example") from None
-    for key in schema.REQUIRED:
-        if key not in feature:
-            raise DataError(f"{where}: no {key}")
-    for key, kind in schema.kinds().items():
-        found = feature[key].WhichOneof("kind") if key in feature else None
-        if found not in (None, kind):
-            raise DataError(f"{where}: {key} is a {found}, expected a {kind}")
-    lengths = {key: len(feature[key].float_list.value) for key in schema.CORNERS}
-    labels = list(feature[schema.LABEL].int64_list.value)
-    lengths[schema.LABEL] = len(labels)
-    first, *others = lengths.items()
-    for key, length in others:
-        if length != first[1]:
-            raise DataError(f"{where}: {first[0]} has {first[1]} values, {key.split('/')[-1]} {length}")
-    if labels and min(labels) < 1:
-        raise DataError(f"{where}: class id {min(labels)}, ids start at 1")
-    texts = [text.decode("utf-8", "replace") for text in feature[schema.TEXT].bytes_list.value]
-    for position, label in enumerate(labels):
-        names.setdefault(label, texts[position] if position < len(texts) else f"class {label}")
+        return LabelMap(tuple(names.get(i) or f"class {i}" for i in range(1, max(names) + 1)))
+    except DataError as error:  # one name for two ids
+        raise DataError(f"{error}: {shown(where)}") from None
 
 
 class record_errors:
-    """Context that turns TensorFlow's report of damaged records into a DataError naming the shard."""
+    """Context that turns TensorFlow's report of unusable records into an error naming shard and record.
 
-    def __init__(self, files):
-        self.files = files
+    Args:
+      records: RecordSet that is read inside.
+    """
+
+    def __init__(self, records):
+        self.records = records
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, tf.errors.DataLossError):
-            raise _damage(error, self.files) from None
-        if isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(error.message):
-            reason = error.message.splitlines()[0][:120]
-            raise DataError(f"a record's image cannot be decoded: {reason}: {shown(self.files[0])}") from None
+        if isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
+            damage.find_fault(self.records)
+        if isinstance(error, _READ_ERRORS):
+            for index, file in enumerate(self.records.files):
+                if file in error.message:
+                    damage.find_fault(self.records)  # or it can be read again
+                    raise EnvironmentFault(f"cannot read shard {index}: a passing fault: {shown(file)}") from None
         return False
 
 
-def _damage(error, files):
-    for index, file in enumerate(files):
-        with open(file, "rb") as opened:
-            start = opened.read(2)
-        if start == b"\x1f\x8b":
-            return DataError(f"not a TFRecord (starts with 1f 8b: gzip): {shown(file)}")
-        try:
-            for _ in tf.data.TFRecordDataset(file):
-                pass
-        except tf.errors.DataLossError as found:
-            place = re.search(r"at (\d+)", str(found))
-            at = f" at byte {place.group(1)}" if place else ""
-            return DataError(f"corrupted record in shard {index}{at} (crc): {shown(file)}")
-    return DataError(f"corrupted record: {error.message.splitlines()[0]}")
+def shard_records(file, count):
+    """Returns the data set of one shard's serialized records, its first `count` or -1 for all of them."""
+    return tf.data.TFRecordDataset(file).take(tf.cast(count, tf.int64))
+
+
+def serialized_records(records):
+    """Returns the data set of a RecordSet's serialized records, in order."""
+    shards = tf.data.Dataset.from_tensor_slices((list(records.files), list(records.counts)))
+    return shards.flat_map(shard_records)
+
+
+def parse_checked(serialized, num_classes):
+    """Reads one record as schema.parse does, and fails on objects that a training would take for others.
+
+    Args:
+      serialized: string scalar tensor.
+      num_classes: highest class id.
+
+    Returns:
+      dict of schema.parse. A failing op is explained by `record_errors`.
+    """
+    sample = schema.parse(serialized)
+    classes, boxes = sample["classes"], sample["boxes"]
+    lengths = [tf.size(sample[key]) for key in ("classes", "crowd", "difficult")]
+    sound = tf.reduce_all(tf.stack(lengths) == tf.shape(boxes)[0])
+    sound &= tf.reduce_all((classes >= 1) & (classes <= num_classes))
+    sound &= tf.reduce_all(tf.math.is_finite(boxes))
+    with tf.control_dependencies([tf.debugging.Assert(sound, ["objects that cannot be"])]):
+        return {**sample, "boxes": tf.identity(boxes), "classes": tf.identity(classes)}
 
 
 def read_examples(records):
@@ -187,20 +287,21 @@ def read_examples(records):
     Returns:
       list of Examples in record order: boxes in pixels, names by the label map's ids, `size` set.
     """
-    dataset = tf.data.TFRecordDataset(list(records.files)).enumerate().map(_annotation, tf.data.AUTOTUNE)
-    with record_errors(records.files):
+    num_classes = len(records.label_map)
+
+    def annotation(index, serialized):
+        row = parse_checked(serialized, num_classes)
+        row.pop("image")
+        return {**row, "source_id": image_id(row["source_id"], index)}
+
+    dataset = serialized_records(records).enumerate().map(annotation, tf.data.AUTOTUNE)
+    with record_errors(records):
         examples = [_to_example(row, records.label_map) for row in dataset.as_numpy_iterator()]
     counts = collections.Counter(example.source_id for example in examples)
     twice = next((source_id for source_id, count in counts.items() if count > 1), None)
     if twice is not None:
         raise DataError(f"image id {shown(twice)} stands twice in the records: {shown(records.files[0])}")
     return examples
-
-
-def _annotation(index, serialized):
-    row = schema.parse(serialized)
-    row.pop("image")
-    return {**row, "source_id": image_id(row["source_id"], index)}
 
 
 def image_id(source_id, index):

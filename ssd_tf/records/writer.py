@@ -1,152 +1,109 @@
-"""Examples to TFRecord shards: parallel, in a fixed order, visible only when complete.
+"""Examples to a records directory: parallel, in a fixed order, visible only when complete.
 
-Shards are written under temporary names and renamed; manifest.json comes last, so a directory with shards
-and no manifest is an interrupted conversion. The order is that of the examples, the shards are contiguous
-ranges, and the number of shards depends on the images' bytes alone: the same input gives the same bytes.
+The order is that of the examples, the shards are contiguous ranges, and their number depends on the images'
+bytes alone: the same input gives the same bytes, however many processes write them. All is written in a
+hidden directory inside the output, which survives a kill, so that the conversion can go on; once complete and
+found good it takes the place of what was there before, the manifest last. A directory with shards and no
+manifest is an interrupted conversion.
 """
 
-import collections
 import contextlib
-import hashlib
-import itertools
 import math
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
 
-import numpy as np
-import tensorflow as tf
+from ssd_tf import fileio
+from ssd_tf.errors import ConfigError, DataError, shown
+from ssd_tf.records import worker
+from ssd_tf.records.encoding import WriteOptions
+from ssd_tf.records.report import Report
+from ssd_tf.records.shard import ShardJob
 
-from ssd_tf import fileio, images
-from ssd_tf.errors import DataError, EnvironmentFault, shown
-from ssd_tf.records import normalise, schema
-from ssd_tf.structures import Problem
+__all__ = ["WriteOptions", "write_records"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LABEL_MAP = "label_map.json"
 REPORT = "convert_report.json"
+STAGING = ".incoming"
 OWN_FILES = ("*-?????-of-?????.tfrecord", MANIFEST, LABEL_MAP, REPORT)
-_SHARD_BYTES = 128 << 20
+_SHARD_BYTES = 64 << 20
 _LISTED = 20  # problems shown with an error
-_AHEAD = 64  # examples in flight: bounds the memory
 
 
-@dataclass(frozen=True)
-class WriteOptions:
-    """How examples become records.
-
-    Attributes:
-      exif: see images.standardise.
-      max_pixels: larger images are refused.
-      on_error: "fail" writes nothing if any image is bad; "skip" leaves bad images out.
-      max_skipped: with "skip", more bad images than this are an error: below 1 a fraction of all, else a count.
-      workers: threads; 0 for as many as there are cores.
-    """
-
-    exif: str = "apply"
-    max_pixels: int = images.MAX_PIXELS
-    on_error: str = "fail"
-    max_skipped: float = 0.01
-    workers: int = 0
-
-
-@dataclass
-class Report:
-    """What happened to the images, by name.
-
-    Attributes:
-      problems: Problems; each cost an image.
-      dropped, clipped, converted: lines, one for each box or image.
-      duplicates: lines, one for each image whose bytes came before under another id.
-      num_negatives: images without objects.
-      num_boxes: {class name: boxes written}.
-      digests: {SHA-256 of an image file: the first source id that had it}.
-    """
-
-    problems: list = field(default_factory=list)
-    dropped: list = field(default_factory=list)
-    clipped: list = field(default_factory=list)
-    converted: list = field(default_factory=list)
-    duplicates: list = field(default_factory=list)
-    num_negatives: int = 0
-    num_boxes: collections.Counter = field(default_factory=collections.Counter)
-    digests: dict = field(default_factory=dict)
-
-    def to_json(self):
-        """Returns the content of convert_report.json."""
-        return {
-            "skipped": [vars(problem) for problem in self.problems],
-            "dropped": self.dropped,
-            "clipped": self.clipped,
-            "converted": self.converted,
-            "duplicates": self.duplicates,
-            "images_without_objects": self.num_negatives,
-            "boxes": dict(sorted(self.num_boxes.items())),
-        }
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One example on its way into a shard; `problem` instead of bytes where it cannot go."""
-
-    serialized: bytes = b""
-    problem: Problem | None = None
-    names: tuple = ()
-    digest: str = ""
-    source_id: str = ""
-    clipped: tuple = ()
-    dropped: tuple = ()
-    converted: tuple = ()
-
-
-def write_records(examples, label_map, output, options, problems=(), about=None, progress=None):
+def write_records(
+    examples, label_map, output, options, problems=(), about=None, progress=None, resume=False, elsewhere=None
+):
     """Writes a records directory.
 
     Args:
       examples: sequence of Examples, in the order they are to be stored.
       label_map: LabelMap that knows every class name.
-      output: empty directory; its last part names the shards.
+      output: directory that holds nothing but what an earlier conversion wrote; its last part names the shards.
       options: WriteOptions.
       problems: Problems found before (annotations that could not be read); they count as skipped images.
       about: dict stored in the manifest: where the data came from.
-      progress: function (done, total), called after each example, or None.
+      progress: function (done, total), called now and then, or None.
+      resume: keep the sound shards of a conversion that was interrupted.
+      elsewhere: {SHA-256: source id} of images that must not be among these, or None.
 
     Returns:
       (manifest dict, Report).
 
     Raises:
-      DataError: a bad image with on_error="fail", more than max_skipped, or nothing left. Nothing that
-        could be taken for a finished conversion is left behind.
-      EnvironmentFault: disk full or not writable.
+      DataError: a bad image with on_error="fail", more than max_skipped, nothing left, or an image of
+        `elsewhere`. What `output` held before still stands, beside the report.
+      EnvironmentFault: disk full or not writable; what is written so far is kept for `resume`.
     """
     output = Path(output)
-    report = Report(problems=list(problems))
+    staging = _prepare_staging(output, resume)
     total_bytes = sum(_file_size(example.image) for example in examples)
     fileio.check_free_space(output, int(total_bytes * 1.02))
-    encoded = _encode_all(examples, label_map, options)
-    if progress:
-        encoded = _with_progress(encoded, len(examples), progress)
-    num_shards = min(max(1, math.ceil(total_bytes / _SHARD_BYTES)), max(1, len(examples)))
-    shards = []
+    jobs = _plan(examples, label_map, staging, options, output.resolve().name, total_bytes)
+    report, entries = Report(problems=list(problems)), []
+    tick = _Ticker(len(examples), progress)
+    num_workers = min(options.workers or _num_cores(), len(jobs))
+    with contextlib.closing(worker.write_shards(jobs, num_workers, tick)) as written:
+        for entry, part in written:
+            entries.append(entry)
+            report.merge(part)
     try:
-        for index in range(num_shards):
-            first, last = (len(examples) * edge // num_shards for edge in (index, index + 1))
-            name = f"{output.resolve().name}-{index:05d}-of-{num_shards:05d}.tfrecord"
-            shards.append(_write_shard(output / name, itertools.islice(encoded, last - first), report))
-        _judge(report, len(examples) + len(problems), sum(s["examples"] for s in shards), options)
-    except BaseException:
-        for shard in shards:
-            (output / shard["file"]).unlink(missing_ok=True)
+        _judge(report, len(examples) + len(problems), options, elsewhere or {})
+    except DataError:
+        shutil.rmtree(staging)
         fileio.write_json(output / REPORT, report.to_json())
         raise
-    manifest = _manifest(output.resolve().name, label_map, shards, report, about or {})
-    fileio.write_json(output / REPORT, report.to_json())
-    fileio.write_json(output / LABEL_MAP, label_map.to_json())
-    fileio.write_json(output / MANIFEST, manifest)
+    manifest = _manifest(output.resolve().name, label_map, entries, report, about or {})
+    fileio.write_json(staging / LABEL_MAP, label_map.to_json())
+    fileio.write_json(staging / REPORT, report.to_json())
+    fileio.write_json(staging / MANIFEST, manifest)
+    _publish(staging, output, [entry["file"] for entry in entries])
     return manifest, report
+
+
+def check_not_interrupted(output, accepted):
+    """Raises ConfigError if an interrupted conversion lies in `output`, unless that is `accepted`."""
+    if (Path(output) / STAGING).exists() and not accepted:
+        raise ConfigError(
+            f"a conversion to {shown(output)} was interrupted; --resume goes on with it, --overwrite starts again"
+        )
+
+
+def _prepare_staging(output, resume):
+    """Makes the hidden directory; with `resume` it keeps the whole shards of before."""
+    staging = output / STAGING
+    with fileio.output_errors(output):
+        if not resume and staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(exist_ok=True)
+        for leftover in staging.glob(".*.tmp-*"):  # of processes that were killed
+            leftover.unlink()
+        for state in staging.glob("*.json"):  # killed while publishing: some shards have moved already
+            moved = output / state.with_suffix(".tfrecord").name
+            if moved.exists() and not (output / MANIFEST).exists():
+                os.replace(moved, staging / moved.name)
+    return staging
 
 
 def _file_size(path):
@@ -155,108 +112,38 @@ def _file_size(path):
     return 0
 
 
-def _encode_all(examples, label_map, options):
-    """Yields _Encoded in order, a bounded number of examples ahead."""
-    with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
-        waiting = collections.deque()
-        try:
-            for example in examples:
-                waiting.append(pool.submit(_encode_one, example, label_map, options))
-                if len(waiting) >= _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _num_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _encode_one(example, label_map, options):
-    try:
-        data = fileio.read_bytes(example.image, images.MAX_FILE_BYTES)
-        picture = images.standardise(data, example.image, options.exif, options.max_pixels)
-        normalise.check_size(example, picture.height, picture.width)
-        return _serialize(example, data, picture, label_map)
-    except DataError as error:
-        kind = str(error).split(":")[0]
-        return _Encoded(problem=Problem(kind, shown(example.image), str(error)), dropped=example.dropped)
+def _plan(examples, label_map, folder, options, name, total_bytes):
+    """The ShardJobs: as many as the bytes ask for, of equal numbers of examples."""
+    num_shards = min(max(1, math.ceil(total_bytes / _SHARD_BYTES)), max(1, len(examples)))
+    edges = [len(examples) * index // num_shards for index in range(num_shards + 1)]
+    return [
+        ShardJob(
+            str(folder / f"{name}-{index:05d}-of-{num_shards:05d}.tfrecord"),
+            tuple(examples[edges[index] : edges[index + 1]]),
+            label_map,
+            options,
+        )
+        for index in range(num_shards)
+    ]
 
 
-def _serialize(example, data, picture, label_map):
-    fitted = normalise.fit_boxes(example, picture.height, picture.width)
-    kept = fitted.kept
-    names = tuple(example.names[index] for index in kept)
-    digest = hashlib.sha256(data).hexdigest()
-    unit = (picture.height, picture.width) if example.unit == "normalised" else (1, 1)
-    area = np.prod((example.boxes[:, 2:] - example.boxes[:, :2]) * unit, axis=1)
-    if example.area is not None:
-        area = np.where(np.isfinite(example.area), example.area, area)
-    serialized = schema.encode(
-        picture,
-        fitted.boxes,
-        [label_map.id(name) for name in names],
-        names,
-        example.source_id,
-        Path(example.image).name,
-        digest,
-        area[kept],
-        {flag: getattr(example, flag)[kept] for flag in ("crowd", "difficult", "truncated")},
-    )
-    converted = tuple(f"{change}: {shown(example.image)}" for change in picture.changes)
-    dropped = example.dropped + fitted.dropped
-    return _Encoded(serialized, None, names, digest, example.source_id, fitted.clipped, dropped, converted)
+class _Ticker:
+    """Turns counts of images done into progress."""
+
+    def __init__(self, total, progress):
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, count):
+        self._done += count
+        if self._progress and count:
+            self._progress(self._done, self._total)
 
 
-def _with_progress(encoded, total, progress):
-    for done, item in enumerate(encoded, 1):
-        progress(done, total)
-        yield item
-
-
-def _write_shard(path, encoded, report):
-    """Writes one shard and returns its manifest entry."""
-    temporary = fileio.temporary_name(path)
-    count = 0
-    try:
-        with fileio.output_errors(path), _writer_errors(path):
-            with tf.io.TFRecordWriter(str(temporary)) as writer:
-                for item in encoded:
-                    _note(item, report)
-                    if item.problem is None:
-                        writer.write(item.serialized)
-                        count += 1
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            digest, size = fileio.sha256_file(temporary), temporary.stat().st_size
-            fileio.commit(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"file": path.name, "examples": count, "bytes": size, "sha256": digest}
-
-
-@contextlib.contextmanager
-def _writer_errors(path):
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise EnvironmentFault(f"cannot write {shown(path)}: {error.message.splitlines()[0]}") from None
-
-
-def _note(item, report):
-    """Adds one example's fate to the report."""
-    report.dropped += item.dropped
-    if item.problem is not None:
-        report.problems.append(item.problem)
-        return
-    report.clipped += item.clipped
-    report.converted += item.converted
-    report.num_boxes.update(item.names)
-    report.num_negatives += not item.names
-    first = report.digests.setdefault(item.digest, item.source_id)
-    if first != item.source_id:
-        report.duplicates.append(f"same image bytes under two ids: {shown(first)} and {shown(item.source_id)}")
-
-
-def _judge(report, total, written, options):
+def _judge(report, total, options, elsewhere):
     """Raises DataError if too much was wrong for a usable data set."""
     skipped = len(report.problems)
     if skipped and options.on_error == "fail":
@@ -265,15 +152,20 @@ def _judge(report, total, written, options):
         others.append(f"{REPORT} lists all {skipped}; --on_error=skip leaves them out")
         raise DataError(report.problems[0].message + more, others)
     allowed = options.max_skipped if options.max_skipped >= 1 else options.max_skipped * total
+    if not report.num_images:
+        first = f"; the first that cannot be used: {report.problems[0].message}" if skipped else ""
+        raise DataError(f"no usable example (0 of {total}){first}")
     if skipped > allowed:
         raise DataError(
             f"{skipped} of {total} images cannot be used, --max_skipped allows {allowed:g}; "
             f"the first: {report.problems[0].message}"
         )
-    if not written:
-        raise DataError(f"no usable example (0 of {total})")
     if not report.num_boxes:
-        raise DataError(f"no objects in any of the {written} images")
+        raise DataError(f"no objects in any of the {report.num_images} images")
+    shared = [f"{shown(own)} = {shown(elsewhere[d])}" for d, own in report.digests.items() if d in elsewhere]
+    if shared:
+        images = "1 image is" if len(shared) == 1 else f"{len(shared):,} images are"
+        raise DataError(f"{images} in the other records too (here = there): {shared[0]}", shared[1:_LISTED])
 
 
 def _manifest(name, label_map, shards, report, about):
@@ -282,10 +174,24 @@ def _manifest(name, label_map, shards, report, about):
         "format_version": FORMAT_VERSION,
         "name": name,
         "made_by": f"ssd_tf {version}",
-        "made_at": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "about": about,
         "examples": sum(shard["examples"] for shard in shards),
         "boxes": dict(sorted(report.num_boxes.items())),
         "label_map": label_map.to_json(),
         "shards": shards,
     }
+
+
+def _publish(staging, output, shards):
+    """Puts the finished files in the place of earlier ones: their manifest goes first, the new one comes last."""
+    with fileio.output_errors(output):
+        (output / MANIFEST).unlink(missing_ok=True)
+        fileio.sync_directory(output)
+        for pattern in OWN_FILES:
+            for old in output.glob(pattern):
+                old.unlink()
+        for name in (*shards, LABEL_MAP, REPORT):
+            os.replace(staging / name, output / name)
+        fileio.sync_directory(output)
+        fileio.commit(staging / MANIFEST, output / MANIFEST)
+        shutil.rmtree(staging)

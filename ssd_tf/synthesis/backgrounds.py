@@ -1,13 +1,16 @@
-"""Textured, cluttered pictures without objects."""
+"""Pictures for objects to stand on: drawn textures with clutter, or parts of photographs."""
 
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ssd_tf import images
+
 _MAX_SPAN = 55.0  # largest difference of a texture's colours, in levels a channel: shapes must stay visible
 _MAX_GRAIN = 16.0  # half the span of the noise of single pixels, levels
 _MAX_CLUTTER = 12
+_MIN_CROP = 0.5  # side of the part cut out of a photograph, of its shorter side
 
 
 def draw_background(rng, image_size):
@@ -29,6 +32,27 @@ def draw_background(rng, image_size):
     image = merge_planes(planes)
     draw_clutter(rng, image)
     return image
+
+
+def crop_photo(rng, path, image_size):
+    """Cuts a random square out of a photograph.
+
+    Args:
+      rng: numpy.random.Generator.
+      path: image file.
+      image_size: side of the result, pixels.
+
+    Returns:
+      PIL RGB image; half the photograph's shorter side or more is in it.
+
+    Raises:
+      DataError: unreadable or not an image; names the file.
+    """
+    photo = images.read_rgb(path)
+    side = max(1, round(min(photo.shape[:2]) * rng.uniform(_MIN_CROP, 1)))
+    top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[:2])
+    part = Image.fromarray(photo[top : top + side, left : left + side])
+    return part.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
 def merge_planes(planes):

@@ -6,10 +6,11 @@ it by half or more, so what is visible of an object, and with it the box, follow
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssd_tf.errors import ConfigError
 from ssd_tf.synthesis.shapes import SHAPES, SOLID, draw_coverage, extent, pose
 
 MIN_SIDE, MAX_SIDE = 0.08, 0.6  # of an object as drawn, as fractions of the image's side
@@ -18,7 +19,8 @@ NOBODY = -1
 _MAX_OBJECTS = 7
 _MAX_STRETCH = 1.18
 _ROUNDING = 2  # pixels by which a mask's extent may differ from its outline's: sharp tips are lost
-_TRIES = 20
+_TRIES = 20  # places for an object
+_LAYOUTS = 100  # layouts for a picture
 _CUT = 0.15  # probability that an object may stick out of the image
 # How much of each earlier object must stay visible when an object is placed, and how often that is asked.
 _CLEARANCES, _CLEARANCE_ODDS = (0.85, 0.45, 0.0), (0.9, 0.07, 0.03)
@@ -26,18 +28,20 @@ _CLEARANCES, _CLEARANCE_ODDS = (0.85, 0.45, 0.0), (0.9, 0.07, 0.03)
 
 @dataclass(frozen=True)
 class Placement:
-    """A drawn object.
+    """An object and its place.
 
     Attributes:
       name: class.
       coverage: uint8 [h, w], 255 where a pixel is covered wholly.
       top, left: place of coverage[0, 0] in the image, in pixels; may lie outside.
+      pixels: uint8 [h, w, 3], RGB of a cut-out; None for a shape, which is painted.
     """
 
     name: str
     coverage: np.ndarray
-    top: int
-    left: int
+    top: int = 0
+    left: int = 0
+    pixels: np.ndarray | None = None
 
     @functools.cached_property
     def solid(self):
@@ -95,7 +99,7 @@ def find_boxes(placements, image_size):
 
 
 def draw_layout(rng, image_size, classes):
-    """Draws objects and places, again and again until at least MIN_BOXES of them have boxes.
+    """Draws shapes and places for them, at least MIN_BOXES of them with boxes.
 
     Args:
       rng: numpy.random.Generator.
@@ -105,22 +109,42 @@ def draw_layout(rng, image_size, classes):
     Returns:
       (Placements in drawing order, boxes and names as from `find_boxes`).
     """
-    while True:
-        placements = _draw_once(rng, image_size, classes)
+    draw_object = functools.partial(_draw_shape, image_size=image_size, classes=classes)
+    return arrange(rng, image_size, draw_object, (MIN_BOXES, _MAX_OBJECTS))
+
+
+def arrange(rng, image_size, draw_object, num_objects):
+    """Draws objects and places, again and again until enough of them have boxes.
+
+    Args:
+      rng: numpy.random.Generator.
+      image_size: side of the image, pixels.
+      draw_object: function (rng) -> Placement anywhere.
+      num_objects: (fewest boxes, most objects).
+
+    Returns:
+      (Placements in drawing order, boxes and names as from `find_boxes`).
+
+    Raises:
+      ConfigError: there is no room for so many.
+    """
+    for _ in range(_LAYOUTS):
+        placements = _draw_once(rng, image_size, draw_object, num_objects)
         boxes, names = find_boxes(placements, image_size)
-        if len(boxes) >= MIN_BOXES:
+        if len(boxes) >= num_objects[0]:
             return placements, boxes, names
+    raise ConfigError(f"no room for {num_objects[0]} visible objects in an image: make them fewer or smaller")
 
 
-def _draw_once(rng, image_size, classes):
-    objects = [_draw_object(rng, image_size, classes) for _ in range(rng.integers(MIN_BOXES, _MAX_OBJECTS + 1))]
+def _draw_once(rng, image_size, draw_object, num_objects):
+    objects = [draw_object(rng) for _ in range(rng.integers(num_objects[0], num_objects[1] + 1))]
     # Large ones come first more often than not, or they would find no place.
-    objects.sort(key=lambda item: -max(item[1].shape) * rng.uniform(0.6, 1.6))
+    objects.sort(key=lambda item: -max(item.coverage.shape) * rng.uniform(0.6, 1.6))
     placements, owners = [], np.full((image_size, image_size), NOBODY, np.int16)
     sizes, visible = np.zeros((2, len(objects)), np.int64)
-    for name, coverage in objects:
+    for item in objects:
         clearance = _CLEARANCES[rng.choice(len(_CLEARANCES), p=_CLEARANCE_ODDS)]
-        placement, hidden = _find_place(rng, owners, visible - clearance * sizes, name, coverage)
+        placement, hidden = _find_place(rng, owners, visible - clearance * sizes, item)
         if placement is not None:
             number = len(placements)
             paint_owner(owners, placement, number)
@@ -131,8 +155,8 @@ def _draw_once(rng, image_size, classes):
     return placements
 
 
-def _draw_object(rng, image_size, classes):
-    """Returns (name, coverage) of an object in a random pose and size."""
+def _draw_shape(rng, image_size, classes):
+    """Returns the Placement of a shape in a random pose and size."""
     name = classes[rng.integers(len(classes))]
     shape = SHAPES[name]
     stretch = math.exp(rng.uniform(-1, 1) * math.log(_MAX_STRETCH))
@@ -141,10 +165,11 @@ def _draw_object(rng, image_size, classes):
     smallest = (MIN_SIDE * image_size + _ROUNDING) / sides.min()
     largest = (MAX_SIDE * image_size - _ROUNDING) / sides.max()
     # Spread over the logarithm, somewhat towards the large ones: those are the ones that find no place.
-    return name, draw_coverage(posed, smallest * (largest / smallest) ** (rng.uniform() ** 0.75))
+    scale = smallest * (largest / smallest) ** (rng.uniform() ** 0.75)
+    return Placement(name, draw_coverage(posed, scale))
 
 
-def _find_place(rng, owners, spare, name, coverage):
+def _find_place(rng, owners, spare, item):
     """Looks for a place that hides no more than `spare` [N] pixels of each earlier object.
 
     Returns:
@@ -152,7 +177,8 @@ def _find_place(rng, owners, spare, name, coverage):
     """
     cut = rng.uniform() < _CUT
     for _ in range(_TRIES):
-        placement = Placement(name, coverage, *_draw_corner(rng, len(owners), coverage.shape, cut))
+        top, left = _draw_corner(rng, len(owners), item.coverage.shape, cut)
+        placement = replace(item, top=top, left=left)
         inside, part = find_window(placement, len(owners))
         beneath = owners[inside][placement.solid[part]]
         hidden = np.bincount(beneath + 1, minlength=len(spare) + 1)[1:]
@@ -162,7 +188,8 @@ def _find_place(rng, owners, spare, name, coverage):
 
 
 def _draw_corner(rng, image_size, shape, cut):
-    """Returns (top, left): wholly inside the image, or with `cut` only the centre inside."""
+    """Returns (top, left): wholly inside the image where it fits, or with `cut` only the centre inside."""
     if cut:
         return [int(rng.integers(image_size)) - side // 2 for side in shape]
-    return [int(rng.integers(image_size - side + 1)) for side in shape]
+    spare = [image_size - side for side in shape]
+    return [int(rng.integers(min(room, 0), max(room, 0) + 1)) for room in spare]

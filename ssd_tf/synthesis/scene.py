@@ -1,4 +1,4 @@
-"""A scene: background, clutter, then coloured objects in drawing order."""
+"""A scene: a background, then coloured shapes or cut-outs in drawing order."""
 
 import colorsys
 import math
@@ -6,7 +6,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from ssd_tf.synthesis.backgrounds import draw_background, merge_planes, project
+from ssd_tf.synthesis.backgrounds import crop_photo, draw_background, merge_planes, project
+from ssd_tf.synthesis.cutouts import draw_pasted_layout
 from ssd_tf.synthesis.layout import draw_layout, find_window
 
 _CONTRAST = 110.0  # RGB distance, levels, that most of what an object covers should keep from its colour
@@ -14,22 +15,45 @@ _CANDIDATES = 12
 _SHADE = 22.0  # largest change of an object's colour across it, levels a channel
 
 
-def draw_scene(rng, image_size, classes):
+def draw_scene(rng, image_size, classes, stock=None, photos=()):
     """Draws one labelled picture.
 
     Args:
       rng: numpy.random.Generator; decides everything.
       image_size: side of the image, pixels.
-      classes: names out of shapes.SHAPES.
+      classes: names out of shapes.SHAPES, or of the stock's cut-outs.
+      stock: cutouts.Stock to paste from, or None to draw shapes.
+      photos: image files to cut the background from, or () to draw it.
 
     Returns:
-      (uint8 [S, S, 3] RGB, float64 [N, 4] yxyx pixel boxes, tight on what is visible, list of N names); N >= 3.
+      (uint8 [S, S, 3] RGB, float64 [N, 4] yxyx pixel boxes, tight on what is visible, list of N names); N >= 3
+      for shapes, the stock's fewest or more for cut-outs.
+
+    Raises:
+      ConfigError: no room for so many cut-outs.
+      DataError: a cut-out or a photograph cannot be read.
     """
-    placements, boxes, names = draw_layout(rng, image_size, classes)
-    image = draw_background(rng, image_size)
+    if stock is None:
+        placements, boxes, names = draw_layout(rng, image_size, classes)
+    else:
+        placements, boxes, names = draw_pasted_layout(rng, image_size, classes, stock)
+    if photos:
+        image = crop_photo(rng, photos[rng.integers(len(photos))], image_size)
+    else:
+        image = draw_background(rng, image_size)
     for placement in placements:
-        paint_object(rng, image, placement)
+        if placement.pixels is None:
+            paint_object(rng, image, placement)
+        else:
+            paste_object(image, placement)
     return np.asarray(image), boxes, names
+
+
+def paste_object(image, placement):
+    """Pastes a cut-out onto the PIL RGB `image`, as far as it is inside."""
+    (rows, columns), part = find_window(placement, image.width)
+    pixels, coverage = (Image.fromarray(values[part]) for values in (placement.pixels, placement.coverage))
+    image.paste(pixels, (columns.start, rows.start), coverage)
 
 
 def paint_object(rng, image, placement):

@@ -3,6 +3,7 @@
 Keras calls one callback, Steps; it calls the hooks in the order given, each with (step, logs).
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -14,11 +15,12 @@ import keras
 import numpy as np
 
 from ssd_tf import fileio, runs
-from ssd_tf.errors import TrainingError
+from ssd_tf.errors import TrainingError, shown
 from ssd_tf.training import checkpoint
 
 LOG_JSONL = "log.jsonl"
 LOG_CSV = "log.csv"
+_LOSSES = {"class_loss": "class_logits_loss", "box_loss": "box_deltas_loss"}  # our names: Keras'
 COLUMNS = ("step", "loss", "class_loss", "box_loss", "learning_rate", "images_per_second", "seconds", "mAP")
 
 
@@ -43,19 +45,59 @@ class Steps(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def check_finite(step, logs):
-    """Raises TrainingError when the loss is NaN or infinite; no checkpoint of that step is written."""
-    loss = float(logs["loss"])
-    if not math.isfinite(loss):
-        parts = ", ".join(f"{name} {float(value):.3g}" for name, value in logs.items())
-        raise TrainingError(f"step {step}: the loss is {loss} ({parts}); try a lower train.learning_rate")
+def notify(hooks, event, *arguments):
+    """Calls the method named `event` of those hooks that have one."""
+    for hook in hooks:
+        getattr(hook, event, lambda *_: None)(*arguments)
 
 
-def check_weights(step, model):
-    """Raises TrainingError when a weight is not finite: the loss shows it one step late, after a checkpoint."""
-    for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise TrainingError(f"step {step}: {weight.path} is not finite; try a lower train.learning_rate")
+class FiniteGuard:
+    """Ends the training at the very step whose loss, or whose weights, are no longer finite.
+
+    Keras gives running means over its epochs; one NaN or infinity makes all the following ones NaN or infinite,
+    so that the first to be seen is that of the step itself.
+
+    Args:
+      run: runs.Run.
+      start: steps done before.
+      schedule: function (step) -> learning rate.
+      read_ids: function (step) -> source ids of the images of that step's batch, or None.
+    """
+
+    def __init__(self, run, start, schedule, read_ids=None):
+        self.run, self.start, self.schedule, self.read_ids = run, start, schedule, read_ids
+        self.before = {}
+
+    def __call__(self, step, logs):
+        if not math.isfinite(float(logs["loss"])):
+            self._stop(step, f"the loss is {float(logs['loss'])} ({self._parts(step, logs)})")
+        self.before = logs
+
+    def check_weights(self, step, model):
+        """Raises TrainingError when a weight is not finite, which the loss shows a step later: after a save."""
+        for weight in model.weights:
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+                self._stop(step, f"{weight.path} is not finite")
+
+    def _parts(self, step, logs):
+        """The losses of this step alone, out of the running means."""
+        count = (step - self.start - 1) % self.run.config.train.log_steps + 1
+        names = {"loss": "loss", **_LOSSES}
+        alone = {
+            column: count * float(logs[name]) - (count - 1) * float(self.before.get(name, 0.0))
+            for column, name in names.items()
+        }
+        alone["weight decay"] = alone.pop("loss") - sum(alone[column] for column in _LOSSES)
+        return ", ".join(f"{column} {value:.3g}" for column, value in alone.items())
+
+    def _stop(self, step, what):
+        rate = float(self.schedule(step - 1))  # a step is made with the rate before it
+        ids = f", images {', '.join(map(shown, self.read_ids(step)))}" if self.read_ids else ""
+        last = runs.latest_name(self.run.path)
+        kept = f"; {last} is kept" if last else ""
+        raise TrainingError(
+            f"step {step}: {what}, learning rate {rate:.3g}{ids}: try a lower train.learning_rate{kept}"
+        )
 
 
 class Log:
@@ -84,8 +126,7 @@ class Log:
         row = {
             "step": step,
             "loss": float(logs["loss"]),
-            "class_loss": float(logs["class_logits_loss"]),
-            "box_loss": float(logs["box_deltas_loss"]),
+            **{column: float(logs[name]) for column, name in _LOSSES.items()},
             "learning_rate": float(self.schedule(step)),
             "images_per_second": round(speed, 2),
             "seconds": round(now - self.begun, 2),
@@ -118,11 +159,15 @@ def _earlier_rows(path, start):
     for line in fileio.read_text(path).splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:  # a line cut by a kill
+        except (ValueError, RecursionError):  # a line cut by a kill
             continue
-        if row["step"] <= start:
-            rows.append({key: row[key] for key in COLUMNS if key in row})
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= start:
+            rows.append({key: row[key] for key in COLUMNS if key in row and _is_loggable(row[key])})
     return rows
+
+
+def _is_loggable(value):
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
 
 
 def _progress_line(row, total, seconds_left):
@@ -141,48 +186,73 @@ class Checkpoints:
     Args:
       run: runs.Run.
       model: compiled keras.Model.
+      last: runs.Checkpoint that the training goes on from, or None.
       validate: function () -> dict with "mAP" (or None) and "metric", or None.
       log: Log.
       signals: Signals.
+      check_weights: function (step, model) that raises when a weight is not finite.
+      hooks: those with a method `validated` are told the result of each validation.
+      deterministic: noted in the checkpoints.
     """
 
-    def __init__(self, run, model, validate, log, signals):
+    def __init__(self, run, model, last, validate, log, signals, check_weights, hooks=(), deterministic=False):
         self.run, self.model, self.validate, self.log, self.signals = run, model, validate, log, signals
+        self.check_weights, self.hooks, self.deterministic = check_weights, hooks, deterministic
         self.settings = run.config.train
-        best = runs.read_best(run.path)
-        comparable = best is not None and best["metric"] == self.settings.validation_metric
-        self.best_metric = best["value"] if comparable else None
+        self.best = _best_before(run, last)
         self.validation_steps = self.settings.validation_steps or math.ceil(self.settings.steps / 10)
 
     def __call__(self, step, logs):
-        final = step == self.settings.steps
-        validating = bool(self.validate) and (final or step % self.validation_steps == 0)
+        validating = self._is_validated(step)
         caught = self.signals.caught
+        final = step == self.settings.steps
         if validating or final or caught or step % self.settings.checkpoint_steps == 0:
-            check_weights(step, self.model)
-            checkpoint.save(self.run, self.model, step)
+            self.check_weights(step, self.model)
+            checkpoint.save(self.run, self.model, step, self.best, self.deterministic)
         if caught:
-            self.signals.leave(f"saved step {step:,}; run the same command to continue")
+            self.signals.leave(_saved(step))
         if validating:
             self._validate(step)
 
+    def catch_up(self, step):
+        """Validates the checkpoint of `step` where a kill came between the two."""
+        done = any(row["step"] == step and "mAP" in row for row in self.log.rows)
+        if step and self._is_validated(step) and not done:
+            self._validate(step)
+
+    def _is_validated(self, step):
+        return bool(self.validate) and (step == self.settings.steps or step % self.validation_steps == 0)
+
     def _validate(self, step):
         begun = time.perf_counter()
-        result = self.validate()
+        with self.signals.leaving_at_once(_saved(step)):
+            result = self.validate()
         value, metric = result["mAP"], result["metric"]
         text = "n/a" if value is None else f"{value:.4f}"
         self.log.write_line(f"step {step}: validation mAP {text} ({metric}, {time.perf_counter() - begun:.1f} s)")
-        self.log.add({"step": step, "mAP": value})
-        if value is not None and (self.best_metric is None or value > self.best_metric):
-            self.best_metric = value
-            runs.mark_best(self.run.path, step, metric, value)
+        if value is not None and (self.best is None or value > self.best["value"]):
+            self.best = runs.mark_best(self.run.path, step, metric, value)
+        self.log.add({"step": step, "mAP": value})  # last: this row says that the validation is complete
+        notify(self.hooks, "validated", step, result)
+
+
+def _saved(step):
+    return f"saved step {step:,}; run the same command to continue"
+
+
+def _best_before(run, last):
+    """The best validation up to the checkpoint that the training goes on from, by the metric in use."""
+    best = runs.read_best(run.path) if last else None
+    if best and best["checkpoint"] > last.path.name:  # its checkpoint is damaged; the steps to it come again
+        best = last.state.get("best")
+    return best if best and best["metric"] == run.config.train.validation_metric else None
 
 
 class Signals:
     """Context that turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once."""
 
     def __init__(self, make_error):
-        self.caught, self._make_error, self._old = None, make_error, {}
+        self.caught, self._make_error, self._old, self._saved = None, make_error, {}, None
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -198,8 +268,19 @@ class Signals:
 
     def _catch(self, number, _):
         self.caught = number
-        signal.signal(number, self._old[number])
+        self.__exit__()
+        if self._saved:
+            self.leave(self._saved)
         print("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def leaving_at_once(self, message):
+        """Inside, everything is saved: a signal ends the training with `message` and waits for no step."""
+        self._saved = message
+        try:
+            yield
+        finally:
+            self._saved = None
 
     def leave(self, message):
         """Raises the error that ends the training in good order."""

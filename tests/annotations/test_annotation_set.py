@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from ssd_tf.annotations import annotation_set
-from ssd_tf.annotations.annotation_set import AnnotatedImage, AnnotatedObject, ClassChoice
+from ssd_tf.annotations.annotation_set import AnnotatedObject, BoxRules, ClassChoice
 from ssd_tf.errors import ConfigError, DataError
 from ssd_tf.structures import LabelMap
 
 
 def make_image(source_id, *objects):
-    return AnnotatedImage(f"{source_id}.xml", source_id, f"{source_id}.jpg", (50, 60), objects)
+    return annotation_set.pack_image(f"{source_id}.xml", source_id, f"{source_id}.jpg", (50, 60), objects)
 
 
 def choose_all(*names):
@@ -40,18 +40,40 @@ def test_finite_number_names_what_is_wrong(value):
 )
 def test_check_box_refuses(corners, message):
     with pytest.raises(DataError) as caught:
-        annotation_set.check_box(*corners, "object 3")
+        annotation_set.check_box(corners, "object 3")
     assert str(caught.value) == message
 
 
 def test_check_box_leaves_equal_edges_to_the_caller():
-    corners = annotation_set.check_box("12", "40", "12", "55.5", "object 2")
-    assert corners == (12.0, 40.0, 12.0, 55.5)
+    corners, swapped = annotation_set.check_box(("12", "40", "12", "55.5"), "object 2")
+    assert corners == (12.0, 40.0, 12.0, 55.5) and not swapped
     assert annotation_set.is_degenerate(corners)
     assert annotation_set.is_degenerate((1, 5, 2, 5))
     assert not annotation_set.is_degenerate((1, 5, 2, 5.001))
     line = annotation_set.degenerate_line("object 2", "RBC", corners)
     assert line == "degenerate box (zero area): object 2 'RBC' 12 40 12 55.5"
+
+
+@pytest.mark.parametrize(
+    "stated, corners",
+    [
+        ((40, 1, 10, 3), (10, 1, 40, 3)),
+        (("1", "7.5", "2", "7.25"), (1, 7.25, 2, 7.5)),
+        ((9, 8, 1, 2), (1, 2, 9, 8)),
+    ],
+)
+def test_inverted_boxes_can_be_put_right(stated, corners):
+    assert annotation_set.check_box(stated, "object 1", "swap") == (corners, True)
+    assert annotation_set.check_box(corners, "object 1", "swap") == (corners, False)
+    with pytest.raises(DataError, match="is not a finite number"):
+        annotation_set.check_box((9, 8, 1, "nan"), "object 1", "swap")
+
+
+def test_rules_refuse_words_they_do_not_know():
+    with pytest.raises(ConfigError, match=r"^--bbox_format: 'normalized' is none of pixel, normalised \(did you"):
+        BoxRules("normalized")
+    with pytest.raises(ConfigError, match=r"^--fix_boxes: 'yes' is none of error, swap$"):
+        BoxRules(fix_boxes="yes")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,22 @@ def test_assemble_sorts_drops_and_keeps_flags_in_step():
     assert second.dropped == ("degenerate box: object 2: b.xml",)
 
 
+def test_swapped_boxes_are_listed_with_their_image():
+    swapped = AnnotatedObject("cat", (1, 2, 3, 4), swapped="inverted box: object 1")
+    choice = ClassChoice(LabelMap(("cat",)), frozenset(("cat",)), frozenset(("dog",)))
+    image = make_image("a", swapped, swapped._replace(name="dog"), AnnotatedObject("cat", (5, 6, 7, 8)))
+    (example,) = annotation_set.assemble([image], choice, "here").examples
+    assert example.swapped == ("inverted box: object 1: a.xml",) and example.names == ("cat", "cat")
+    np.testing.assert_array_equal(example.boxes, [[1, 2, 3, 4], [5, 6, 7, 8]])
+
+
+def test_area_survives_a_fault_of_a_class_left_out():
+    choice = ClassChoice(LabelMap(("cat",)), frozenset(("cat",)), frozenset(("dog",)))
+    image = make_image("a", AnnotatedObject("dog", fault="bad"), AnnotatedObject("cat", (0, 0, 9, 9), area=5.0))
+    (example,) = annotation_set.assemble([image], choice, "here").examples
+    assert example.area.tolist() == [5.0] and example.boxes.tolist() == [[0, 0, 9, 9]]
+
+
 def test_faults_of_one_image_are_one_problem_and_classes_left_out_are_not_judged():
     image = make_image(
         "a",
@@ -166,10 +204,25 @@ def test_duplicate_boxes_are_kept_and_counted():
 def test_normalised_coordinates_are_refused():
     small = AnnotatedObject("cat", (0.1, 0.2, 0.3, 1.0))
     images = [make_image(str(n), *[small] * 301) for n in range(4)]
-    with pytest.raises(DataError, match=r"^all 1,204 boxes ≤ 1: normalised where pixels are expected: here$"):
+    with pytest.raises(DataError, match=r"^all 1,204 boxes ≤ 1: did you mean --bbox_format=normalised\?: here$"):
         annotation_set.assemble(images, choose_all("cat"), "here")
     images.append(make_image("z", AnnotatedObject("cat", (0, 0, 2, 1))))
     assert len(annotation_set.assemble(images, choose_all("cat"), "here").examples) == 5
+
+
+def test_pixels_are_refused_where_fractions_are_expected():
+    small, edge = AnnotatedObject("cat", (0.1, 0.2, 0.3, 1.0)), AnnotatedObject("cat", (-0.5, 0, 1.9, 2))
+    found = annotation_set.assemble(
+        [make_image("a", small, edge)], choose_all("cat"), "here", (), (), "normalised"
+    )
+    assert found.examples[0].unit == "normalised"
+    far = AnnotatedObject("cat", (7, 11, 30, 2.5))
+    images = [make_image("b", small, far), make_image("c", far)]
+    with pytest.raises(DataError) as caught:
+        annotation_set.assemble(images, choose_all("cat"), "here", (), (), "normalised")
+    assert str(caught.value) == (
+        "2 of 3 boxes far above 1: did you mean --bbox_format=pixel? (first: 'cat' 11 7 2.5 30): b.xml"
+    )
 
 
 def test_count_note():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_tf.annotations import coco
+from ssd_tf.annotations.annotation_set import BoxRules
 from ssd_tf.errors import ConfigError, DataError, SsdError
 from ssd_tf.structures import Detections, Example, LabelMap
 
@@ -100,6 +101,46 @@ def test_zero_sides_are_dropped_and_named(tmp_path):
     )
     assert ten.dropped == ("degenerate box (zero area): annotation 7 'dog' 1 2 3 0: image 10 in instances.json",)
     assert ten.boxes.shape == (0, 4) and found.problems == ()
+
+
+def test_negative_sides_can_be_swapped(tmp_path):
+    content = make_content()
+    content["annotations"][0]["bbox"] = [40, 20.5, -30, 40]
+    ten, _, nine = read(tmp_path, content, rules=BoxRules(fix_boxes="swap")).examples
+    assert nine.boxes.tolist()[0] == [20.5, 10, 60.5, 40] and ten.swapped == ()
+    assert nine.swapped == (
+        "inverted box, edges swapped: annotation 1 'toothbrush' 40 20.5 -30 40: image 9 in instances.json",
+    )
+
+
+def test_fractions_of_the_image(tmp_path):
+    content = make_content()
+    for row in content["annotations"]:
+        row["bbox"] = [0.25, 0.5, 0.5, 0.125]
+    found = read(tmp_path, content, rules=BoxRules("normalised"))
+    assert [example.unit for example in found.examples] == ["normalised"] * 3
+    assert found.examples[0].boxes.tolist() == [[0.5, 0.25, 0.625, 0.75]]
+    assert found.examples[0].area is None is found.examples[2].area  # the box's, once the image's size is known
+
+
+def test_images_without_annotations_are_refused_where_pairs_are_required(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, make_content(), require_pairs=True)
+    assert str(caught.value) == (
+        "1 image without annotations (first: empty.jpg) (--require_pairs): instances.json"
+    )
+    content = make_content()
+    content["images"].pop()
+    assert len(read(tmp_path, content, require_pairs=True).examples) == 2
+
+
+def test_outlines_are_dropped_while_the_file_is_parsed(tmp_path):
+    content = make_content()
+    content["annotations"][0]["segmentation"] = [[1.5] * 10]
+    content["images"][0]["coco_url"] = "x"
+    images, annotations, _ = coco._read_tables(write_json(tmp_path, content), "instances.json")
+    assert "segmentation" not in annotations[0] and annotations[0]["bbox"] == [10, 20.5, 30, 40]
+    assert images[0] == {"id": 9, "file_name": "b.jpg", "height": 480, "width": 640}
 
 
 @pytest.mark.parametrize(
@@ -215,8 +256,14 @@ def test_file_names_must_be_text(tmp_path, name):
         (lambda c: c["images"][1].update(id=1.5), "entry 2 of images: id is neither an integer nor a text"),
         (lambda c: c["categories"][1].update(id="x"), "category 2: id must be an integer and name a text"),
         (lambda c: c["categories"][1].update(name=""), "category 2: id must be an integer and name a text"),
-        (lambda c: c["categories"][1].update(id=90), "category 2 (90, 'dog') stands there before"),
-        (lambda c: c["categories"][2].update(name="dog"), "category 3 (1, 'dog') stands there before"),
+        (
+            lambda c: c["categories"][1].update(id=90),
+            "category 1 (name 'toothbrush') and category 2 (name 'dog') have the same id 90",
+        ),
+        (
+            lambda c: c["categories"][2].update(name="dog"),
+            "category 2 (id 18) and category 3 (id 1) have the same name 'dog'",
+        ),
     ],
 )
 def test_malformed_tables_are_refused(tmp_path, change, message):

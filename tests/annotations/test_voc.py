@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssd_tf.annotations import voc
+from ssd_tf.annotations.annotation_set import BoxRules
 from ssd_tf.errors import ConfigError, DataError, SsdError
 from ssd_tf.structures import LabelMap
 
@@ -109,6 +110,20 @@ def test_a_box_is_judged_before_the_shift(tmp_path):
         "degenerate box (zero area): object 2 'RBC' 12 40 12 55: a.xml",
         "degenerate box (zero area): object 3 'RBC' 1 7 3 7: a.xml",
     )
+
+
+def test_inverted_boxes_can_be_swapped(tmp_path):
+    write_flat(tmp_path, {"a": make_xml(make_object(), make_object(box=(40, 2, 10, 9)))})
+    assert only_problem(tmp_path) == "object 2: xmax 10 < xmin 40: a.xml"
+    (example,) = voc.read(tmp_path, rules=BoxRules(fix_boxes="swap")).examples
+    assert example.boxes.tolist() == [[1, 0, 4, 3], [1, 9, 9, 40]]
+    assert example.swapped == ("inverted box, edges swapped: object 2 'cat' 40 2 10 9: a.xml",)
+
+
+def test_fractions_are_not_shifted(tmp_path):
+    write_flat(tmp_path, {"a": make_xml(make_object(box=(0.25, 0, 0.5, "1e0")))})
+    (example,) = voc.read(tmp_path, rules=BoxRules("normalised")).examples
+    assert example.boxes.tolist() == [[0, 0.25, 1, 0.5]] and example.unit == "normalised"
 
 
 def test_flags_may_be_missing_or_empty(tmp_path):
@@ -273,6 +288,19 @@ def test_folders_without_lists_are_read_whole(tmp_path, xml_folder, image_folder
     )
 
 
+def test_pairs_can_be_required(tmp_path):
+    write_flat(tmp_path, {name: make_xml(make_object()) for name in "abc"}, ["a.jpg", "y.jpg", "x.jpg", "c.jpg"])
+    with pytest.raises(DataError) as caught:
+        voc.read(tmp_path, require_pairs=True)
+    assert str(caught.value) == (
+        "2 images without an annotation file (first: x.jpg), 1 annotation file without an image (first: b.xml) "
+        f"(--require_pairs): {tmp_path}"
+    )
+    for name in ("b.jpg", "x.xml", "y.xml"):
+        (tmp_path / name).write_text(make_xml(make_object()))
+    assert len(voc.read(tmp_path, require_pairs=True).examples) == 5
+
+
 def test_a_split_of_a_folder_without_lists_is_refused(tmp_path):
     write_flat(tmp_path, {"a": make_xml(make_object())})
     with pytest.raises(ConfigError, match=r"^split 'train' given, but there are no lists in ImageSets/Main: "):
@@ -419,6 +447,8 @@ def test_a_large_file_is_refused_unread(tmp_path):
 def test_nesting_and_numbers_of_elements_are_limited(tmp_path):
     write_flat(tmp_path, {"a": "<annotation>" + "<a>" * 1_000_000})
     assert only_problem(tmp_path) == "refused: XML nested too deeply: a.xml"
+    write_flat(tmp_path, {"a": "<annotation>" + "<a>" * 100 + "</a>" * 100 + "</annotation>"})
+    assert voc.read(tmp_path).problems == ()  # few elements are no danger, however deep
     write_flat(tmp_path, {"a": "<annotation>" + "<a/>" * 600_000 + "</annotation>"})
     assert only_problem(tmp_path) == "refused: XML with more than 500,000 elements: a.xml"
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,10 @@ FLAGS = {
     "train": {"config", "train", "val", "run_dir", "set", "list_recipes"},
     "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size"},
     "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold"},
-    "synthesize": {"output", "num_images", "image_size", "classes", "seed", "overwrite"},
+    "synthesize": {
+        *("output", "num_images", "image_size", "classes", "seed", "overwrite", "objects", "backgrounds"),
+        *("scale", "num_objects", "max_tilt", "mirror"),
+    },
 }
 NAMES = {
     "convert": "ssd_image_to_tf",
@@ -214,7 +218,16 @@ def test_settings_are_checked_before_anything_is_touched(tmp_path, monkeypatch):
 
 
 def test_list_recipes():
-    assert call("train", "--list_recipes") == (0, "\n".join(ssd_tf.config.list_recipes()) + "\n", "")
+    code, out, err = call("train", "--list_recipes")
+    assert (code, err) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert list(rows) == ssd_tf.config.list_recipes()
+    assert rows["quickstart"] == (
+        "TinySSD at 192 px from random weights, for the drawn shapes of scripts/quickstart.sh"
+    )
+    assert rows["ssd300_vgg16_voc"] == "SSD300 on VGG16, trained as caffe's SSD300 was"
+    assert all(20 < len(text) <= 90 and text[0].isupper() for text in rows.values())
+    assert len({len(line) - len(text) for line, text in zip(out.splitlines(), rows.values())}) == 1  # a column
 
 
 def test_commands_do_not_share_flags():
@@ -320,7 +333,10 @@ def test_scores(path, scored):
     assert set(voc["per_class"]) == {"circle", "square", "star"}
     assert voc["mAP"] == pytest.approx(np.mean(list(voc["per_class"].values())))
     assert voc["mAP"] == path.trained["best_metric"]  # the validation of the training saw the same weights
+    assert set(voc["best_f1"]) == {"threshold", "f1", "precision", "recall"}
+    assert list(voc["best_f1_per_class"]) == ["circle", "square", "star"]
     coco = scored["coco"]
+    assert (coco["best_f1"], coco["best_f1_per_class"]) == (voc["best_f1"], voc["best_f1_per_class"])
     numbers = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     assert {*numbers, "metric", "mAP", "per_class", "images", "images_per_second"} <= set(coco)
     assert coco["mAP"] == coco["AP"]
@@ -371,10 +387,25 @@ def test_demo_on_a_picture(path):
     assert len(box) == 4 and min(box) >= 0 and max(box) <= 96
     drawn, original = as_pixels(target), as_pixels(source)
     assert drawn.shape == original.shape and (drawn != original).any()
+    assert row["best_below"] is None
     none = result_of("demo", *argv, "--score_threshold=1.0")
     assert none["results"][0]["detections"] == []
+    assert none["results"][0]["best_below"] == row["detections"][0]
+    _, out, _ = call("demo", *argv, "--score_threshold=1.0")
+    assert out.splitlines()[-1] == f"  no detection above 1; the best is {name} {math.floor(score * 100) / 100:.2f}"
     np.testing.assert_array_equal(as_pixels(target), original)
     assert source.read_bytes() == before
+
+
+def test_demo_never_rounds_a_score_up_to_its_threshold():
+    row = {"file": "a.jpg", "output": "b.jpg", "detections": [], "best_below": ["dog", 0.4996, 1.0, 2.0, 3.0, 4.0]}
+    result = {"images": 1, "score_threshold": 0.5, "results": [row], "skipped": []}
+    assert command_of("demo").show(result).splitlines() == [
+        "a.jpg: 0 detections, drawn in b.jpg",
+        "  no detection above 0.5; the best is dog 0.49",
+    ]
+    row["best_below"] = None  # nothing seen at all
+    assert command_of("demo").show(result) == "a.jpg: 0 detections, drawn in b.jpg"
 
 
 def test_demo_on_a_folder(path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssd_tf.evaluation import coco, report, voc
+from ssd_tf.evaluation import coco, operating_point, report, voc
 from ssd_tf.structures import Example, LabelMap
 
 
@@ -28,6 +28,40 @@ def test_the_table_of_a_voc_result():
         "n/a: 2 of 4 classes without ground truth, left out of the mean",
         "a match has IoU >= 0.5; difficult and crowd objects are ignored",
     ]
+
+
+def test_best_f1_stands_beside_the_averages():
+    good = {"threshold": 0.46875, "f1": 0.8, "precision": 2 / 3, "recall": 1.0}
+    nothing = {"threshold": None, "f1": 0.0, "precision": 0.0, "recall": 0.0}
+    result = {
+        "mAP": 0.375,
+        "per_class": {"cat": 0.75, "dog": 0.0, "tv": None},
+        "iou_threshold": 0.5,
+        "best_f1": {"threshold": 0.3, "f1": 0.5, "precision": 0.75, "recall": 0.375},
+        "best_f1_per_class": {"cat": good, "dog": nothing, "tv": None},
+    }
+    assert report.format_table(result).splitlines() == [
+        "class            AP    best F1  precision     recall   at score",
+        "---------------------------------------------------------------",
+        "cat          0.7500     0.8000     0.6667     1.0000      0.468",  # rounded down: it must keep .46875
+        "dog          0.0000     0.0000     0.0000     0.0000        n/a",
+        "tv              n/a        n/a        n/a        n/a        n/a",
+        "---------------------------------------------------------------",
+        "all classes             0.5000     0.7500     0.3750      0.300",
+        "mAP          0.3750",
+        "n/a: 1 of 3 classes without ground truth, left out of the mean",
+        "a match has IoU >= 0.5; difficult and crowd objects are ignored",
+        "best F1 of all score thresholds, at IoU >= 0.5; all classes: one for all of them",
+    ]
+
+
+def test_best_f1_without_any_ground_truth():
+    truths = [Example("a", "", np.zeros((0, 4)), ())]
+    label_map = LabelMap(("cat", "dog"))
+    result = coco.evaluate(truths, {}, label_map) | operating_point.evaluate(truths, {}, label_map)
+    lines = report.format_table(result).splitlines()
+    assert lines[5].split() == ["all", "classes", *["n/a"] * 4]
+    assert lines[2].split() == ["cat", *["n/a"] * 5]
 
 
 def test_all_numbers_of_a_coco_result_are_printed():

@@ -1,5 +1,7 @@
 """Every registered backbone through one harness, then what is particular to each."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -375,6 +377,56 @@ def test_listed_extras_replace_the_rule():
     registry.register_backbone("small", taps=("coarse",), extras=extras)(small_network)
     extractor = registry.feature_extractor(make_config("small", 64).model)
     assert [output.shape[1:] for output in extractor.outputs] == [(8, 8, 8), (4, 4, 5), (2, 2, 7)]
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_chain_of_a_recipe_replaces_the_rule_and_the_backbones_own():
+    registry.register_backbone("small", taps=("coarse",))(small_network)
+    registry.register_backbone("listed", taps=("coarse",), extras=(layers.Extra(3, 5),))(small_network)
+    chain = ((2, 6, 3, 2, 1), (3, 7, 4, 1, 1), (4, 9, 3, 1, 0), (1, 10, 1, 1, 0))
+    for backbone in ("small", "listed"):
+        settings = configs.replace(make_config(backbone, 64), model__extras_chain=chain).model
+        extractor = registry.feature_extractor(settings)
+        maps = [(8, 8, 8), (4, 4, 6), (3, 3, 7), (1, 1, 9), (1, 1, 10)]
+        assert [output.shape[1:] for output in extractor.outputs] == maps
+        kernels = [
+            extractor.get_layer(f"extra_{i}{part}").kernel.shape for i in (1, 2) for part in ("_reduce", "")
+        ]
+        assert kernels == [(1, 1, 8, 2), (3, 3, 2, 6), (1, 1, 6, 3), (4, 4, 3, 7)]
+        fewer = registry.feature_extractor(dataclasses.replace(settings, levels=2))
+        assert [output.shape[1:] for output in fewer.outputs] == maps[:2]
+        with pytest.raises(ConfigError, match=r"model\.levels=6: .* at 64x64 has 5 levels"):
+            registry.feature_extractor(dataclasses.replace(settings, levels=6))
+
+
+def test_chain_of_separable_extras():
+    chain, extras = ((16, 24, 3, 2, 1), (8, 12, 2, 1, 0)), {"model__extras": "separable"}
+    config = make_config("mobilenet_v2", 96, model__extras_chain=chain, **extras)
+    extractor = registry.feature_extractor(config.model)
+    assert [output.shape[1:] for output in extractor.outputs[3:]] == [(2, 2, 24), (1, 1, 12)]
+    assert extractor.get_layer("extra_2_depthwise").kernel.shape == (2, 2, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (((2, 4, 3, 2, 1), (2, 4, 4, 1, 0)), "entry 2: kernel 4 does not fit a 2x2 map with padding 0"),
+        (((2, 4, 9, 1, 2),), "entry 1: kernel 9 does not fit a 4x4 map with padding 2"),
+        (((2, 4, 3, 1, 3),), "entry 1: makes a 4x4 map larger, 8x8; maps go from fine to coarse"),
+    ],
+)
+def test_chain_that_does_not_fit_the_maps(chain, message):
+    config = make_config("mobilenet_v2", 128, model__extras_chain=chain)
+    with pytest.raises(ConfigError) as error:
+        registry.feature_extractor(config.model, load_weights=False)
+    assert str(error.value) == f"model.extras_chain: {message}"
+
+
+def test_chain_is_checked_on_both_sides_of_a_map():
+    settings = make_config("mobilenet_v2", model__extras_chain=((2, 4, 4, 1, 0),)).model
+    for size, shape in (((128, 96), "4x3"), ((96, 128), "3x4")):
+        with pytest.raises(ConfigError, match=f"kernel 4 does not fit a {shape} map"):
+            registry.feature_extractor(dataclasses.replace(settings, image_size=size), load_weights=False)
 
 
 def test_layer_groups():

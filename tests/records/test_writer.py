@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ssd_tf.errors import DataError
-from ssd_tf.records import reader, writer
+from ssd_tf.errors import DataError, EnvironmentFault
+from ssd_tf.records import holdout, overlap, reader, worker, writer
 from ssd_tf.structures import Example, LabelMap, Problem
 
 LABELS = LabelMap(("cat", "dog"), (17, 18))
@@ -56,10 +57,20 @@ def examples(tmp_path):
     return made
 
 
-def convert(examples, output, labels=LABELS, problems=(), about=None, progress=None, **options):
+def convert(
+    examples,
+    output,
+    labels=LABELS,
+    problems=(),
+    about=None,
+    progress=None,
+    resume=False,
+    elsewhere=None,
+    **options,
+):
     output.mkdir(parents=True, exist_ok=True)
     chosen = writer.WriteOptions(**{"workers": 1, **options})
-    return writer.write_records(examples, labels, output, chosen, problems, about, progress)
+    return writer.write_records(examples, labels, output, chosen, problems, about, progress, resume, elsewhere)
 
 
 def features(folder):
@@ -76,7 +87,7 @@ def features(folder):
 
 def check_nothing_looks_finished(output):
     names = {path.name for path in output.iterdir()}
-    assert names <= {"convert_report.json"}
+    assert names <= {"convert_report.json", ".incoming"}
     with pytest.raises(DataError):
         reader.open_records(output)
 
@@ -87,8 +98,10 @@ def test_keys_and_types_are_those_of_the_detection_api(examples, tmp_path):
     data = next(
         iter(tf.data.TFRecordDataset([str(p) for p in output.glob("*.tfrecord")]).skip(2).as_numpy_iterator())
     )
-    feature = tf.train.Example.FromString(data).features.feature
+    example = tf.train.Example.FromString(data)
+    feature = example.features.feature
     assert {key: value.WhichOneof("kind") for key, value in feature.items()} == KEYS
+    assert example.SerializeToString(deterministic=True) == data
 
 
 def test_stored_values(tmp_path):
@@ -137,8 +150,13 @@ def test_the_manifest_tells_what_was_written(examples, tmp_path):
     assert json.loads((output / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     (path,) = output.glob("*.tfrecord")
     assert path.name == "set-00000-of-00001.tfrecord"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = {"file": path.name, "examples": 6, "bytes": path.stat().st_size, "sha256": digest}
+    digest = hashlib.sha256()  # of the file, but each image by its own digest
+    rest = path.read_bytes()
+    for row in features(output):
+        before, _, rest = rest.partition(row["image/encoded"][0])
+        digest.update(before + hashlib.sha256(row["image/encoded"][0]).digest())
+    digest.update(rest)
+    expected = {"file": path.name, "examples": 6, "bytes": path.stat().st_size, "digest": digest.hexdigest()}
     assert manifest["shards"] == [expected]
     assert (manifest["format_version"], manifest["name"], manifest["about"]) == (1, "set", {"format": "test"})
     assert (manifest["examples"], manifest["boxes"]) == (6, {"cat": 2, "dog": 4})
@@ -152,20 +170,16 @@ def test_the_manifest_tells_what_was_written(examples, tmp_path):
 
 
 def contents(folder):
-    kept = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("made_at")
-    return kept, manifest
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_two_conversions_give_the_same_bytes_with_any_number_of_workers(examples, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_SHARD_BYTES", 6000)
-    monkeypatch.setattr(writer, "_AHEAD", 3)
     folders = [tmp_path / str(index) / "set" for index in range(3)]
     for folder, workers in zip(folders, (1, 1, 4), strict=True):
         convert(examples, folder, workers=workers)
     first, again, parallel = map(contents, folders)
-    assert len(first[0]) > 4  # several shards
+    assert len(first) > 3 + 2  # several shards
     assert first == again == parallel
 
 
@@ -212,9 +226,11 @@ def test_changed_images_and_duplicates_are_named(tmp_path):
     assert features(tmp_path / "set")[0]["image/format"] == [b"png"]
 
 
-def test_progress_counts_every_example(examples, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_counts_every_example(examples, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
     calls = []
-    convert(examples, tmp_path / "set", progress=lambda *call: calls.append(call))
+    convert(examples, tmp_path / "set", progress=lambda *call: calls.append(call), workers=workers)
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
@@ -300,7 +316,7 @@ def test_nothing_to_write_is_an_error(examples, tmp_path):
         convert([], tmp_path / "none")
     check_nothing_looks_finished(tmp_path / "none")
     break_image(examples[1])
-    with pytest.raises(DataError, match=r"^no usable example \(0 of 1\)$"):
+    with pytest.raises(DataError, match=r"^no usable example \(0 of 1\); the first that cannot be used: bad image: .*image 1\.jpg$"):
         convert(examples[1:2], tmp_path / "skipped", on_error="skip", max_skipped=1)
     check_nothing_looks_finished(tmp_path / "skipped")
 
@@ -311,17 +327,131 @@ def test_a_data_set_without_objects_is_an_error(examples, tmp_path):
     check_nothing_looks_finished(tmp_path / "set")
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError])
-def test_an_interruption_leaves_no_shard(examples, tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+class Stopped(Exception):
+    """Ends a conversion in its middle."""
 
+
+def stop_after(number):
     def stop(done, total):
-        if done == 4:
-            raise fault
+        if done >= number:
+            raise Stopped
 
-    with pytest.raises(fault):
-        convert(examples, tmp_path / "set", progress=stop)
+    return stop
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_conversion_goes_on_where_it_stopped(examples, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    convert(examples, tmp_path / "whole" / "set")
+    output = tmp_path / "set"
+    with pytest.raises(Stopped):
+        convert(examples, output, progress=stop_after(4), workers=workers)
+    check_nothing_looks_finished(output)
+    states = (output / ".incoming").glob("*.json")
+    kept = {path.with_suffix(".tfrecord") for path in states}
+    kept = {path.name: path.stat().st_ino for path in kept}
+    assert len(kept) >= 2
+    convert(examples, output, workers=3 - workers, resume=True)
+    assert {name: (output / name).stat().st_ino for name in kept} == kept  # moved, not written again
+    assert contents(output) == contents(tmp_path / "whole" / "set")
+
+
+@pytest.mark.parametrize("change", ["image", "shard", "state", "labels", "options"])
+def test_only_shards_that_still_hold_are_kept(examples, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    output, labels, options = tmp_path / "set", LABELS, {}
+    with pytest.raises(Stopped):
+        convert(examples, output, progress=stop_after(3))
+    shard = output / ".incoming" / "set-00001-of-00006.tfrecord"
+    if change == "image":
+        draw_image(examples[1].image, 99)
+    elif change == "shard":
+        shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    elif change == "state":
+        shard.with_suffix(".json").write_text("{")
+    elif change == "labels":
+        labels = LabelMap(("dog", "cat"))
+    else:
+        options = {"exif": "ignore"}
+    convert(examples, output, labels, resume=True, **options)
+    convert(examples, tmp_path / "whole" / "set", labels, **options)
+    assert contents(output) == contents(tmp_path / "whole" / "set")
+
+
+def test_a_conversion_killed_while_it_moves_its_shards_goes_on(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    convert(examples, tmp_path / "whole" / "set")
+    output, moves = tmp_path / "set", []
+    replace_file = os.replace
+
+    def stop_in_the_middle(source, target):
+        if ".incoming" in str(source) and ".incoming" not in str(target):
+            moves.append(target)
+            if len(moves) == 4:
+                raise Stopped
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop_in_the_middle)
+        with pytest.raises(Stopped):
+            convert(examples, output)
+    assert len(list(output.glob("*.tfrecord"))) == 3
+    with pytest.raises(DataError, match=r"^conversion was interrupted"):
+        reader.open_records(output)
+    convert(examples, output, resume=True)
+    assert contents(output) == contents(tmp_path / "whole" / "set")
+
+
+def test_earlier_records_stand_until_better_ones_are_complete(examples, tmp_path):
+    output = tmp_path / "set"
+    convert(examples, output)
+    before = contents(output)
+    break_image(examples[3])
+    with pytest.raises(DataError):
+        convert(examples, output)
+    after = contents(output)
+    assert after.pop("convert_report.json") != before.pop("convert_report.json")
+    assert after == before
+    convert(examples[:3], output)
+    assert reader.open_records(output).num_examples == 3
+
+
+def test_a_worker_that_dies_is_one_line(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(worker.sys, "executable", "/bin/true")
+    with pytest.raises(EnvironmentFault, match=r"^a worker process ended unexpectedly"):
+        convert(examples, tmp_path / "set", workers=2)
     check_nothing_looks_finished(tmp_path / "set")
+
+
+def test_a_module_in_the_working_directory_is_never_imported(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    monkeypatch.chdir(tmp_path)
+    for name in ("numpy", "PIL", "pickle"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
+    convert(examples, tmp_path / "set", workers=2)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_images_of_the_other_set_are_an_error(examples, tmp_path):
+    convert(examples[:3], tmp_path / "train")
+    digests = overlap.read_digests(tmp_path / "train")
+    assert digests == {hashlib.sha256(open_bytes(e.image)).hexdigest(): e.source_id for e in examples[:3]}
+    again = replace(examples[2], source_id="other")
+    with pytest.raises(DataError, match=r"^1 image is in the other records too \(here = there\): other = id-2$"):
+        convert([again, *examples[3:]], tmp_path / "test", elsewhere=digests)
+    check_nothing_looks_finished(tmp_path / "test")
+    convert(examples[3:], tmp_path / "test", elsewhere=digests)
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.2, 20), (0.5, 50), (0.999, 99)])
+def test_the_images_held_out_follow_from_the_seed(fraction, held_out):
+    examples = [Example(f"id-{i}", f"{i}.jpg", np.zeros([0, 4]), ()) for i in range(100)]
+    train, val = holdout.hold_out(examples, fraction, 3)
+    assert len(val) == held_out
+    assert sorted([*train, *val], key=examples.index) == examples
+    assert holdout.hold_out(examples[::-1], fraction, 3)[1] == val[::-1]
+    assert holdout.hold_out(examples, fraction, 4)[1] != val
 
 
 def test_exif_modes_reach_the_images(tmp_path):

@@ -64,6 +64,19 @@ def test_arrows_mirror_each_other_and_point_where_they_say():
     assert shapes.SHAPES["left_arrow"].max_tilt == shapes.SHAPES["right_arrow"].max_tilt == math.radians(15)
 
 
+@pytest.mark.parametrize("stretch", [0.85, 1.0, 1.18])
+@pytest.mark.parametrize("angle", [-15, -4, 0, 9, 15])
+def test_a_mirrored_arrow_is_an_arrow_of_the_other_class_in_every_pose(angle, stretch):
+    tilt = math.radians(angle)
+    left = shapes.pose(shapes.SHAPES["left_arrow"], tilt, stretch)
+    other = shapes.pose(shapes.SHAPES["right_arrow"], -tilt, stretch)
+    mirrored = np.stack([left.outline[:, 0], shapes.extent(left)[1] - left.outline[:, 1]], axis=1)
+    np.testing.assert_allclose(mirrored, other.outline, atol=1e-12)
+    masks = [shapes.draw_coverage(shape, 40.0) >= shapes.SOLID for shape in (left, other)]
+    assert overlap(masks[0][:, ::-1], masks[1]) > 0.95
+    assert overlap(masks[0][:, ::-1], masks[0]) < 0.75
+
+
 def test_default_classes_are_eight_without_the_arrows():
     assert len(set(shapes.DEFAULT_CLASSES)) == 8
     assert set(shapes.SHAPES) - set(shapes.DEFAULT_CLASSES) == {"left_arrow", "right_arrow"}

@@ -176,7 +176,7 @@ def test_loss_that_is_not_finite_stops_the_training(recipe, drawn_records, tmp_p
 
 def test_wrong_conditions_are_told_before_any_work(recipe, drawn_records, tmp_path):
     run_training(recipe, drawn_records, tmp_path / "run", "train.steps=2")
-    with pytest.raises(ConfigError, match=r"cannot resume: train\.momentum 0\.9 -> 0\.5"):
+    with pytest.raises(ConfigError, match=r"cannot resume: train\.momentum 0\.9 → 0\.5"):
         run_training(recipe, drawn_records, tmp_path / "run", "train.momentum=0.5")
     with pytest.raises(ConfigError, match=r"model\.num_classes is 5, the records have 2 classes"):
         run_training(recipe, drawn_records, tmp_path / "other", "model.num_classes=5")
