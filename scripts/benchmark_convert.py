@@ -3,8 +3,8 @@
 python scripts/benchmark_convert.py [--images=FOLDER] [--num_images=4000] [--workers=0]
 
 FOLDER holds JPEGs (by default drawn ones of 640 pixels); each is used as often as needed, made a file of its own
-by a comment in it. The annotations are a COCO file with four boxes an image. The ceiling does nothing but read each
-file, take its SHA-256 and write its bytes to files of 64 MiB, in as many processes, and syncs them as well.
+by a comment in it. The annotations are a COCO file with four boxes an image. The ceiling only reads each
+file, takes its SHA-256 and writes its bytes to files of 64 MiB, in as many processes, and syncs them too.
 """
 
 import argparse

@@ -26,6 +26,8 @@ VERIFY_MODES = ("structure", "decode")
 RGB_MEAN = (123, 117, 104)  # caffe SSD's mean image, rounded, as RGB
 
 _FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "BMP": "bmp", "GIF": "gif", "WEBP": "webp"}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"}  # of ISO media files
+_BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC")
 _PHOTOGRAPHIC = ("jpeg", "webp")  # encoded again as JPEG where needed; the others as PNG
 _ORIENTATION_TAG = 0x0112
 _QUALITY = 95
@@ -110,7 +112,7 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
                 _verify(image, data, name)
             if whole:
                 return Picture(data, kind, height, width)
-            changes = ("damaged JPEG decoded with warnings and encoded again",)
+            changes = ("decoded with libjpeg warnings, encoded again",)
         image = _load(image, data, name)
         if exif == "ignore":
             image.getexif().pop(_ORIENTATION_TAG, None)
@@ -130,6 +132,8 @@ def _open(data, name, max_pixels):
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
+        if kind := _foreign_kind(data):
+            raise _unsupported(kind, name) from None
         start = data[:9].decode("ascii", "replace").encode("ascii", "replace").decode()
         raise DataError(f"bad image: not an image (starts with {start!r}): {shown(name)}") from None
     except Image.DecompressionBombError as error:
@@ -138,9 +142,21 @@ def _open(data, name, max_pixels):
     except Exception as error:  # Pillow's header readers raise whatever a broken header makes them trip on
         raise _unreadable(error, name) from None
     if image.format not in _FORMATS:
-        raise DataError(f"bad image: {image.format} is not supported; convert it first: {shown(name)}")
+        raise _unsupported(image.format, name)
     _check_pixels(image.height, image.width, max_pixels, name)
     return image
+
+
+def _unsupported(kind, name):
+    return DataError(f"bad image: {kind} is not supported; convert it first: {shown(name)}")
+
+
+def _foreign_kind(data):
+    """Names a format that Pillow may not know, "" if it is none of those either."""
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "")
+    start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return "SVG" if start.startswith((b"<svg", b"<?xml", b"<!DOCTYPE svg")) and b"<svg" in start else ""
 
 
 def _check_pixels(height, width, max_pixels, name):
@@ -150,12 +166,17 @@ def _check_pixels(height, width, max_pixels, name):
 
 def _too_large(pixels, max_pixels, name):
     return DataError(
-        f"bad image: {pixels / 1e6:,.0f} Mpx exceeds --max_pixels={max_pixels / 1e6:.0f}M: {shown(name)}"
+        f"bad image: {_millions(pixels)} Mpx exceeds --max_pixels={_millions(max_pixels)}M: {shown(name)}"
     )
 
 
+def _millions(count):
+    return f"{count / 1e6:,.0f}" if count >= 1e9 else f"{count / 1e6:.6g}"
+
+
 def _unreadable(error, name):
-    reason = "metadata too large" if "too large" in str(error) else (str(error) or type(error).__name__)
+    unlimited = "too large" in str(error) or "MAX_TEXT_MEMORY" in str(error)
+    reason = "metadata too large" if unlimited else (str(error) or type(error).__name__)
     return DataError(f"bad image: {reason.splitlines()[0][:120]}: {shown(name)}")
 
 

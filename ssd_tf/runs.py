@@ -110,8 +110,8 @@ def _check_same_run(path, config, label_map, num_examples):
     old = _read(path)
     if not _steps(path):  # nothing that could contradict
         return
+    old.label_map.check_same(label_map, "run has", "shards have")  # says more than another number of classes
     configs.check_resume(old.config, config)
-    old.label_map.check_same(label_map, "run has", "shards have")
     before = fileio.read_json(path / CONFIG).get("examples")
     if before != num_examples:
         raise DataError(f"cannot resume: --train has {num_examples} images, the run's had {before}: {shown(path)}")

@@ -1,5 +1,6 @@
 """Annotated images to a records directory, or to two."""
 
+import contextlib
 from pathlib import Path
 
 from ssd_tf import fileio
@@ -72,29 +73,33 @@ def convert(
         found = voc.read(source, split, *choice)
     else:
         found = coco.read(source, images or _image_folder(source), *choice)
-    settings = {
-        "label_map": found.label_map,
-        "options": writer.WriteOptions(**options),
-        "about": {"format": format, "source": str(source), "split": split, **options},
-        "progress": progress,
-        "resume": resume,
-        "elsewhere": overlap.read_digests(check_overlap) if check_overlap else None,
+    chosen = writer.WriteOptions(**options)
+    about = {
+        **{"format": format, "source": str(source), "split": split, "images": images and str(images)},
+        **{"classes": list(classes), "label_map": found.label_map.to_json(), "bbox_format": bbox_format},
+        **{"fix_boxes": fix_boxes, "val_fraction": val_fraction, "seed": seed, **chosen.deciding()},
     }
-
-    def write(examples, problems, output):
-        with fileio.claim_output(
-            output, writer.OWN_FILES, inputs, overwrite or resume, (writer.REPORT,), clear=False, force=force
-        ):
-            writer.check_not_interrupted(output, overwrite or resume)
-            manifest, report = writer.write_records(examples, output=output, problems=problems, **settings)
-        numbers = {"examples": manifest["examples"], "boxes": manifest["boxes"]}
-        return {"output": str(output), **numbers, "notes": list(found.notes), **report.to_json()}
-
-    if not val_fraction:
-        return write(found.examples, found.problems, output)
-    kept, held_out = holdout.hold_out(found.examples, val_fraction, seed)
-    result = write(kept, found.problems, output.with_name(output.name + "_train"))
-    return {**result, "val": write(held_out, (), output.with_name(output.name + "_val"))}
+    elsewhere = overlap.read_digests(check_overlap) if check_overlap else {}
+    parts = {output: (found.examples, found.problems)}
+    if val_fraction:
+        kept, held_out = holdout.hold_out(found.examples, val_fraction, seed)
+        parts = {f"{output}_train": (kept, found.problems), f"{output}_val": (held_out, ())}
+    results = []
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            claim = fileio.claim_output(
+                part, writer.OWN_FILES, inputs, overwrite or resume, (writer.REPORT,), False, force
+            )
+            writer.check_not_interrupted(stack.enter_context(claim), overwrite or resume)
+        for part, (examples, problems) in parts.items():
+            done = writer.find_finished(part, about) if resume else None
+            manifest, report = done or writer.write_records(
+                examples, found.label_map, part, chosen, problems, about, progress, resume, elsewhere
+            )
+            notes = [f"already finished: {part}"] if done else list(found.notes)
+            counts = {"examples": manifest["examples"], "boxes": manifest["boxes"]}
+            results.append({"output": str(part), **counts, "notes": notes, **report.to_json()})
+    return {**results[0], "val": results[1]} if val_fraction else results[0]
 
 
 def _check(format, split, images, val_fraction):

@@ -23,9 +23,9 @@ def define(values):
     flags.DEFINE_string("label_map", None, "label_map.json to use, for sets that belong together.", **text)
     flags.DEFINE_bool("allow_gaps", False, "Accept gaps in the label map's ids; they become source ids.", **text)
     flags.DEFINE_string("bbox_format", "pixel", "pixel, or normalised: boxes are fractions of the image.", **text)
-    flags.DEFINE_string("fix_boxes", "error", "What to do with inverted boxes: error, or swap their edges.", **text)
+    flags.DEFINE_string("fix_boxes", "error", "error, or swap: exchange the edges of inverted boxes.", **text)
     flags.DEFINE_bool("require_pairs", False, "Refuse images without annotations, or the reverse.", **text)
-    flags.DEFINE_float("val_fraction", 0.0, "Share of the images for OUTPUT_val; the rest is OUTPUT_train.", **text)
+    flags.DEFINE_float("val_fraction", 0.0, "Share of images for OUTPUT_val; the rest is OUTPUT_train.", **text)
     flags.DEFINE_integer("seed", 0, "Of the choice that --val_fraction makes.", **text)
     flags.DEFINE_string("check_overlap", None, "Records that may share no image with these.", **text)
     flags.DEFINE_bool("overwrite", False, "Replace what is in the output directory.", **text)
@@ -103,7 +103,7 @@ def _count(name, text):
 def show(result):
     """Returns the summary for people: what was written, and all that was not, by name."""
     lines = list(result["notes"])
-    for kind in ("dropped", "swapped", "clipped", "converted", "duplicates"):
+    for kind in ("dropped", "swapped", "clipped", "converted", "odd", "duplicates"):
         found = result[kind]
         lines += found[:_SHOWN]
         if len(found) > _SHOWN:

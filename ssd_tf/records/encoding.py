@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd_tf import fileio, images
 from ssd_tf.errors import DataError, shown
-from ssd_tf.records import normalise, schema
+from ssd_tf.records import normalise, remarks, schema
 from ssd_tf.structures import Problem
 
 
@@ -31,6 +31,10 @@ class WriteOptions:
     max_skipped: float = 0.01
     workers: int = 0
 
+    def deciding(self):
+        """Returns those options that decide the bytes of a record, by name."""
+        return {"exif": self.exif, "max_pixels": self.max_pixels, "verify": self.verify}
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -42,7 +46,7 @@ class Encoded:
       names: class names of the boxes written.
       digest: hexadecimal SHA-256 of the image file.
       image_digest: SHA-256 of the middle part.
-      clipped, dropped, converted, swapped: lines for the report.
+      clipped, dropped, converted, swapped, odd: lines for the report.
     """
 
     parts: tuple[bytes, bytes, bytes] = (b"", b"", b"")
@@ -54,6 +58,7 @@ class Encoded:
     dropped: tuple = ()
     converted: tuple = ()
     swapped: tuple = ()
+    odd: tuple = ()
 
 
 def encode_example(example, label_map, options):
@@ -102,6 +107,8 @@ def _serialize(example, data, picture, label_map):
         clipped=fitted.clipped,
         dropped=example.dropped + fitted.dropped,
         converted=tuple(f"{change}: {shown(example.image)}" for change in picture.changes),
+        swapped=example.swapped,
+        odd=remarks.describe_oddities(data, picture.height, picture.width, example.image),
     )
 
 

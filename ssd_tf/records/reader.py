@@ -14,7 +14,7 @@ import tensorflow as tf
 from ssd_tf import fileio
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown
 from ssd_tf.records import damage, schema
-from ssd_tf.records.writer import FORMAT_VERSION, LABEL_MAP, MANIFEST
+from ssd_tf.records.writer import FORMAT_VERSION, LABEL_MAP, MANIFEST, STAGING
 from ssd_tf.structures import Example, LabelMap
 
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)", re.DOTALL)
@@ -94,9 +94,9 @@ def _open_one(where, skip_corrupt):
 def _open_directory(path, skip_corrupt):
     shards = sorted(path.glob("*.tfrecord"))
     if not (path / MANIFEST).exists():
-        if shards:
+        if shards or (path / STAGING).exists():
             raise DataError(
-                f"conversion was interrupted; run ssd_image_to_tf again with --overwrite: {shown(path)}"
+                f"conversion was interrupted; rerun ssd_image_to_tf with --resume or delete: {shown(path)}"
             )
         raise DataError(f"no records in {shown(path)}; ssd_image_to_tf makes them")
     entries = _read_manifest(path / MANIFEST)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ssd_tf.errors import shown
 from ssd_tf.structures import Problem
 
-_LISTS = ("dropped", "swapped", "clipped", "converted")
+_LISTS = ("dropped", "swapped", "clipped", "converted", "odd")
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Report:
 
     Attributes:
       problems: Problems; each cost an image.
-      dropped, swapped, clipped, converted: lines, one for each box or image.
+      dropped, swapped, clipped, converted, odd: lines, one for each box or image.
       duplicates: lines, one for each image whose bytes came before under another id.
       num_images: records written.
       num_negatives: images without objects among them.
@@ -28,6 +28,7 @@ class Report:
     swapped: list = field(default_factory=list)
     clipped: list = field(default_factory=list)
     converted: list = field(default_factory=list)
+    odd: list = field(default_factory=list)
     duplicates: list = field(default_factory=list)
     num_images: int = 0
     num_negatives: int = 0
@@ -48,6 +49,7 @@ class Report:
         self.swapped += item.swapped
         self.clipped += item.clipped
         self.converted += item.converted
+        self.odd += item.odd
         self.num_images += 1
         self.num_negatives += not item.names
         self.num_boxes.update(item.names)

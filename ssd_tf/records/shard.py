@@ -146,8 +146,9 @@ def _finished(job, fingerprint):
 
 def _fingerprint(job):
     """Digest of all that decides a shard's bytes; images stand for themselves by size and time of change."""
-    options = (job.options.exif, job.options.max_pixels, job.options.verify)
-    digest = hashlib.sha256(repr((_FORMAT, options, job.label_map)).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(
+        repr((_FORMAT, job.options.deciding(), job.label_map)).encode("utf-8", "surrogatepass")
+    )
     for example in job.examples:
         stamp = None
         with contextlib.suppress(OSError, ValueError):

@@ -90,6 +90,24 @@ def check_not_interrupted(output, accepted):
         )
 
 
+def find_finished(output, about):
+    """Returns (manifest, Report) of a conversion that has been finished, or None.
+
+    Raises:
+      ConfigError: it was another one than `about` says.
+    """
+    output = Path(output)
+    if not (output / MANIFEST).exists() or (output / STAGING).exists():
+        return None
+    manifest = fileio.read_json(output / MANIFEST)
+    before = manifest.get("about", {})
+    for key, value in about.items():
+        if before.get(key) != value:
+            raise ConfigError(f"{shown(output)} holds another conversion ({key} differs); --overwrite replaces it")
+    state = {**fileio.read_json(output / REPORT), "images": manifest["examples"], "digests": {}}
+    return manifest, Report.from_state(state)
+
+
 def _prepare_staging(output, resume):
     """Makes the hidden directory; with `resume` it keeps the whole shards of before."""
     staging = output / STAGING

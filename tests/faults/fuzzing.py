@@ -442,7 +442,7 @@ def recipe_seeds():
     ]
 
 
-def _example(labels=(1, 2), **changes):
+def make_example(labels=(1, 2), **changes):
     corners = ((0.1, 0.2), (0.15, 0.25), (0.6, 0.7), (0.65, 0.95))
     features = {key: list(values[: len(labels)]) for key, values in zip(schema.CORNERS, corners, strict=True)}
     features |= {
@@ -467,7 +467,7 @@ def _example(labels=(1, 2), **changes):
 
 def example_seeds():
     """Records with two objects and with one."""
-    return [_example(), _example((2,), **{schema.ENCODED: [_encoded("JPEG", quality=40)]})]
+    return [make_example(), make_example((2,), **{schema.ENCODED: [_encoded("JPEG", quality=40)]})]
 
 
 def _checksum(data):
@@ -483,7 +483,7 @@ def frame(record):
 
 def shard_seeds():
     """One shard of three records, the last without objects."""
-    return [b"".join(map(frame, [*example_seeds(), _example(())]))]
+    return [b"".join(map(frame, [*example_seeds(), make_example(())]))]
 
 
 def label_map_seeds():

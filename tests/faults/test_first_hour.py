@@ -477,7 +477,7 @@ SHARD = "rec-00000-of-00001.tfrecord"
 
 def test_records_of_an_interrupted_conversion(records):
     (records / "manifest.json").unlink()
-    train_and_test_say("conversion was interrupted; run ssd_image_to_tf again with --overwrite: rec")
+    train_and_test_say("conversion was interrupted; rerun ssd_image_to_tf with --resume or delete: rec")
 
 
 def test_records_without_a_shard(records):

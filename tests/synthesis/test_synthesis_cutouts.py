@@ -173,6 +173,12 @@ def test_the_longer_side_is_the_one_asked_for_at_any_rotation(side):
         assert (bottom - top) / (right - left) == pytest.approx(sides[0] / sides[1], rel=3 / side + 0.05)
 
 
+def test_what_turning_makes_invisible_is_nothing():
+    speck = Image.fromarray(np.full((2, 2, 4), 140, np.uint8))
+    assert pose_cutout(speck, 10, 45.0) is None
+    assert solid_box(pose_cutout(speck, 10, 90.0))
+
+
 def test_what_scaling_makes_invisible_is_not_placed():
     line = np.zeros((100, 100, 4), np.uint8)
     line[np.arange(100), np.arange(100)] = 255
