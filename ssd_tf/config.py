@@ -213,7 +213,7 @@ def load_config(recipe=None, overrides=()):
         for other in ("steps", "epochs") if name in ("steps", "epochs") else ():
             values.get("train", {}).pop(other, None)
         values.setdefault(section, {})[name] = value
-    return _build(values)
+    return _build(values) if changed else from_dict(values, recipe or "config")
 
 
 def list_recipes():

@@ -123,6 +123,12 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
     return Picture(_encode(upright, stored), stored, upright.height, upright.width, changes)
 
 
+def read_size(data, name, max_pixels=MAX_PIXELS):
+    """Returns (height, width) as an image file's header states them; DataError if it is none or too large."""
+    with _open(data, name, max_pixels) as image:
+        return image.height, image.width
+
+
 def _open(data, name, max_pixels):
     """Opens an image without decoding it; header and size are judged here."""
     if not data:
@@ -254,7 +260,7 @@ def _truncated_images_allowed():
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
 _APP1 = 0xE1  # EXIF, XMP
-_SKIPPED = {_DRI, _COM, *range(0xE0, 0xF0)}
+_SKIPPED = {_COM, *range(0xE0, 0xF0)}
 
 
 def is_whole_jpeg(data):
@@ -298,6 +304,8 @@ class _JpegSegments:
 
     def take(self, kind, content):
         """Notes one segment; returns False where a decoder would give up."""
+        if kind == _DRI:
+            return len(content) == 2
         if kind in _SKIPPED:
             self.has_metadata |= kind == _APP1
             return True

@@ -207,7 +207,7 @@ def _fault(directory):
     """What is wrong with a checkpoint, or ""."""
     try:
         state = fileio.read_json(directory / STATE)
-        if step_name(state["step"]) != directory.name:
+        if type(state["step"]) is not int or step_name(state["step"]) != directory.name:
             return f"{STATE} is of another step"
         for name, (size, digest) in state["files"].items():
             file = fileio.safe_join(directory, name)

@@ -1,6 +1,8 @@
 """The run directory: pointers, damage, pruning, resuming, locking."""
 
+import itertools
 import json
+import os
 
 import pytest
 
@@ -153,6 +155,115 @@ def test_half_written_checkpoint_is_not_seen(path):
     assert runs.find_checkpoint(path).skipped == ()
     save(path, 2)  # what was left over is no obstacle
     assert names(path) == ["step-00000001", "step-00000002"]
+
+
+# From Python 3.12 on; the child only writes files.
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+WRITES = ("replace", "fsync", "rmdir")
+
+
+def killed_at(event, work):
+    """Does `work` in a process that dies, without any cleaning up, before its write number `event`.
+
+    Returns whether it died; a process of fewer writes does all its work.
+    """
+    child = os.fork()
+    if child == 0:
+        seen = itertools.count(1)
+
+        def watch(write):
+            return lambda *arguments, **options: (
+                os._exit(9) if next(seen) == event else write(*arguments, **options)
+            )
+
+        for name in WRITES:
+            setattr(os, name, watch(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@FORKS
+def test_a_kill_at_any_write_loses_nothing(path):
+    """Whatever the moment, the checkpoint before or the new one is there, sound, and no file of a kill stays."""
+    save(path, 1)
+    save(path, 2)
+    found = []
+    for event in itertools.count(1):
+        if not killed_at(event, lambda: save(path, 3)):
+            break
+        last = runs.find_checkpoint(path)
+        found.append(last.state["step"])
+        assert last.skipped == ()
+        assert (last.path / "a.bin").read_text() == f"weights {found[-1]}"
+        runs.remove_leftovers(path)
+        assert {entry.name for entry in path.iterdir() if ".tmp" in entry.name} == set()
+        save(path, 2) if found[-1] == 2 else None  # what goes on from the one before comes to it again
+    assert found == sorted(found) and set(found) == {2, 3} and len(found) >= 8
+    assert names(path) == ["step-00000002", "step-00000003"]
+
+
+@FORKS
+def test_a_kill_at_any_write_of_the_start_is_no_obstacle(tmp_path):
+    new, died = tmp_path / "new", []
+    for event in itertools.count(1):
+        died.append(killed_at(event, lambda: runs.start_run(new, CONFIG, LABELS, 8)))
+        if not died[-1]:
+            break
+    assert len(died) >= 6
+    assert runs.start_run(new, CONFIG, LABELS, 8).config == CONFIG
+
+
+def test_label_map_of_others_is_no_start(tmp_path):
+    (tmp_path / runs.LABEL_MAP).write_text(json.dumps(LabelMap(("bird",)).to_json()))
+    with pytest.raises(ConfigError, match="is not empty and not a run"):
+        runs.start_run(tmp_path, CONFIG, LABELS, 8)
+
+
+def test_leftovers_are_removed_and_named(path):
+    save(path, 1)
+    (path / "step-00000002.tmp").mkdir()
+    (path / "step-00000002.tmp" / "a.bin").write_text("half")
+    (path / ".LATEST.tmp-12-0123abcd").write_text("")
+    for name in ("mine.tmp", "step-2.tmp", ".lock"):
+        (path / name).write_text("precious")
+    before = {entry.name for entry in path.iterdir()}
+    assert runs.remove_leftovers(path) == [".LATEST.tmp-12-0123abcd", "step-00000002.tmp"]
+    assert {entry.name for entry in path.iterdir()} == before - {".LATEST.tmp-12-0123abcd", "step-00000002.tmp"}
+    assert runs.remove_leftovers(path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"step-2", b"\xff\x00", b"x" * 5000])
+def test_garbled_latest_is_named_and_the_newest_taken(path, content):
+    save(path, 1)
+    save(path, 2)
+    (path / runs.LATEST).write_bytes(content)
+    found = runs.find_checkpoint(path)
+    assert (found.path.name, found.skipped) == ("step-00000002", ("LATEST",))
+
+
+def test_latest_that_points_at_nothing_is_named(path):
+    save(path, 1)
+    save(path, 2)
+    (path / runs.LATEST).write_text("step-00000003\n")
+    found = runs.find_checkpoint(path)
+    assert (found.path.name, found.skipped) == ("step-00000002", ("step-00000003",))
+
+
+def test_state_of_another_step_is_damage(path):
+    save(path, 1)
+    save(path, 2)
+    state = path / "step-00000002" / runs.STATE
+    state.write_text(state.read_text().replace('"step": 2', '"step": 3'))
+    assert runs.find_checkpoint(path).path.name == "step-00000001"
+
+
+def test_config_digest_is_that_of_the_content():
+    assert runs.config_digest(CONFIG) == runs.config_digest(configs.replace(configs.Config(), train__steps=100))
+    others = [configs.replace(CONFIG, train__steps=101), configs.replace(CONFIG, model__backbone="vgg16")]
+    assert len({runs.config_digest(config) for config in (CONFIG, *others)}) == 3
 
 
 def test_the_same_step_may_be_saved_again(path):

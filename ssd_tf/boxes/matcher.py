@@ -47,7 +47,7 @@ def _match_ordinarily(iou, iou_threshold):
 def _claim_best(iou):
     """int32 [A]: the box that has this anchor as its best, or -1."""
     anchors = tf.argmax(iou, axis=1, output_type=tf.int32)
-    ious = tf.reduce_max(iou, axis=1)
+    ious = tf.gather(iou, anchors, batch_dims=1)
     boxes = tf.range(tf.shape(iou)[0])
     stronger = (ious > ious[:, None]) | ((ious == ious[:, None]) & (boxes < boxes[:, None]))
     beaten = tf.reduce_any((anchors == anchors[:, None]) & stronger, axis=1)

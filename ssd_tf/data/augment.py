@@ -218,8 +218,9 @@ def render(encoded, placement, image_size, resize_rule, matrix, shift):
 
 
 def _pad(part, target, image_size):
-    """Surrounds uint8 pixels with the mean colour: 0 in arithmetic that wraps around, relative to it."""
-    mean = tf.constant(images.RGB_MEAN, tf.uint8)
-    after = tf.constant(image_size) - target[:2] - target[2:]
-    paddings = tf.concat([tf.stack([target[:2], after], axis=1), [[0, 0]]], 0)
-    return tf.pad(part - mean, paddings) + mean
+    """Surrounds uint8 pixels with the mean colour: rows and columns cut from one constant picture of it."""
+    mean = tf.constant(np.broadcast_to(np.uint8(images.RGB_MEAN), (*image_size, 3)))
+    top, left, height, width = tf.unstack(target)
+    below, right = image_size[0] - top - height, image_size[1] - left - width
+    middle = tf.concat([mean[:height, :left], part, mean[:height, :right]], axis=1)
+    return tf.concat([mean[:top], middle, mean[:below]], axis=0)

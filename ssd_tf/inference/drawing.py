@@ -55,7 +55,7 @@ def draw_boxes(image, boxes, labels, classes):
     """
     canvas = np.ascontiguousarray(image).copy()
     side = min(canvas.shape[:2])
-    scale = max(_LEAST_TEXT_SCALE, side / 640)
+    scale = max(_LEAST_TEXT_SCALE, 0.25 + side / 1280)  # large pictures are looked at from further off
     corners = np.round(np.asarray(boxes, np.float64)).astype(int).reshape(-1, 4).tolist()
     captions = _place_captions(corners, labels, scale, canvas.shape)
     colors = [class_color(int(class_id)) for class_id in classes]

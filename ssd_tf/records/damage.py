@@ -121,6 +121,19 @@ def _check_image(values, where):
     height, width = values[schema.HEIGHT][0], values[schema.WIDTH][0]
     if not (0 < height <= images.MAX_PIXELS and 0 < width <= images.MAX_PIXELS // height):
         raise DataError(f"{where}: an image of {width}x{height} pixels cannot be")
+    name = shown(values.get(schema.SOURCE_ID, [b""])[0].decode("utf-8", "replace")) or "no image/source_id"
+    try:
+        found = images.read_size(values[schema.ENCODED][0], name)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    _check_stated(where, found, (height, width))
+
+
+def _check_stated(where, found, stated):
+    if found != stated:
+        raise DataError(
+            f"{where}: the image is {found[1]}x{found[0]} pixels, the record says {stated[1]}x{stated[0]}"
+        )
 
 
 def _check_lengths(values, where):
@@ -181,10 +194,8 @@ def _check_pixels(data, where):
     name = sample["source_id"].numpy().decode("utf-8", "surrogateescape")
     where = f"{where} ({shown(name)})" if name else where
     try:
-        height, width = images.decode(sample["image"]).shape[:2]
+        found = tuple(images.decode(sample["image"]).shape[:2])
     except tf.errors.InvalidArgumentError as error:
         reason = error.message.partition("}} ")[2] or error.message
         raise DataError(f"{where}: the image cannot be decoded: {reason.split(' [Op:')[0][:120]}") from None
-    stated = int(sample["height"]), int(sample["width"])
-    if (height, width) != stated:
-        raise DataError(f"{where}: the image is {width}x{height} pixels, the record says {stated[1]}x{stated[0]}")
+    _check_stated(where, found, (int(sample["height"]), int(sample["width"])))

@@ -134,7 +134,10 @@ def _read_manifest(path):
 
 
 def _check_shards(path, entries):
-    files = [fileio.safe_join(path, name) for name, _, _ in entries]
+    try:
+        files = [fileio.safe_join(path, name) for name, _, _ in entries]
+    except DataError as error:
+        raise DataError(f"{error}: {shown(path / MANIFEST)}") from None
     missing = [str(index) for index, file in enumerate(files) if not os.path.isfile(file)]
     if missing:
         raise DataError(f"missing shard(s): {', '.join(missing)} of {len(files)}: {shown(path)}")

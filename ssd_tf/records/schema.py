@@ -161,10 +161,10 @@ def parse(serialized):
     return {
         "image": values[ENCODED],
         "source_id": values[SOURCE_ID],
-        "height": tf.cast(values[HEIGHT], tf.int32),
-        "width": tf.cast(values[WIDTH], tf.int32),
+        "height": tf.saturate_cast(values[HEIGHT], tf.int32),
+        "width": tf.saturate_cast(values[WIDTH], tf.int32),
         "boxes": tf.stack([values[key] for key in CORNERS], axis=-1),
-        "classes": tf.cast(values[LABEL], tf.int32),
+        "classes": tf.saturate_cast(values[LABEL], tf.int32),
         "names": values[TEXT],
         "area": values[AREA],
         "crowd": flags[CROWD] | flags[GROUP_OF],

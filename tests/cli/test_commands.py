@@ -392,7 +392,8 @@ def test_demo_on_a_picture(path):
     assert none["results"][0]["detections"] == []
     assert none["results"][0]["best_below"] == row["detections"][0]
     _, out, _ = call("demo", *argv, "--score_threshold=1.0")
-    assert out.splitlines()[-1] == f"  no detection above 1; the best is {name} {math.floor(score * 100) / 100:.2f}"
+    rounded = f"{math.floor(score * 100) / 100:.2f}"
+    assert out.splitlines()[-1] == f"  no detection above 1; the best is {name} {rounded}"
     np.testing.assert_array_equal(as_pixels(target), original)
     assert source.read_bytes() == before
 

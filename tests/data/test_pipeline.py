@@ -250,3 +250,27 @@ def test_one_record_is_enough(tmp_path):
     opened = reader.open_records(output)
     images, _, _ = take(opened, make_config(augmented=False, train__batch_size=3), 1)[0]
     assert images[:, 0, 0, 0].tolist() == [grey(1)] * 3
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_ids_of_a_step_are_those_of_its_batch(records, size):
+    """Images are recognised by their grey, over the ends of epochs and in batches larger than the set."""
+    config = make_config(augmented=False, train__batch_size=size)
+    for step, batch in enumerate(take(records, config, 2 + 2 * NUM_IMAGES // size), 1):
+        ids = pipeline.read_batch_ids(records, config, step)
+        assert [grey(int(name)) for name in ids] == greys([batch])
+
+
+def test_ids_of_records_that_have_none_are_places(records, tmp_path):
+    path, serialized = str(tmp_path / "foreign.tfrecord"), []
+    for data in reader.serialized_records(records).as_numpy_iterator():
+        example = tf.train.Example.FromString(data)
+        if len(serialized) % 2:
+            example.features.feature["image/source_id"].bytes_list.value[0] = b""
+        serialized.append(example.SerializeToString())
+    with tf.io.TFRecordWriter(path) as opened:
+        for data in serialized:
+            opened.write(data)
+    foreign, config = reader.open_records(path), make_config(augmented=False, train__batch_size=4)
+    for step, batch in enumerate(take(foreign, config, 3), 1):
+        assert [grey(int(name)) for name in pipeline.read_batch_ids(foreign, config, step)] == greys([batch])

@@ -122,6 +122,16 @@ def test_row_2_random_bytes_that_decoders_warn_of(folder):
     assert overlap.read_digests("rec") == {hashlib.sha256(data).hexdigest(): "0"}
 
 
+@pytest.mark.parametrize("marker", [b"\xff\x55", b"\xff\xdd\x00\x07"])
+def test_row_2_random_bytes_that_no_decoder_accepts(folder, marker):
+    data = bytearray(encode(photo()))
+    data[len(data) // 2 : len(data) // 2 + len(marker)] = marker
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        images.decode(tf.constant(bytes(data)))
+    write_images(a=bytes(data))
+    assert refused("a.jpg") == "bad image: broken data stream when reading image file: a.jpg"
+
+
 def test_row_3_empty_file(folder):
     write_images(a=b"")
     assert refused("a.jpg") == "bad image: empty file: a.jpg"

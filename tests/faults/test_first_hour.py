@@ -285,7 +285,10 @@ def test_broken_json(folder):
             [coco_box(7, [1, 1, 5, 5], category_id=3)],
             "unknown class 'category_id 3' in 1 file: image 0 in coco.json",
         ),
-        ([coco_box(7, [0.1, 0.1, 0.5, 0.5])], "all 1 boxes ≤ 1: did you mean --bbox_format=normalised?: coco.json"),
+        (
+            [coco_box(7, [0.1, 0.1, 0.5, 0.5])],
+            "all 1 boxes ≤ 1: did you mean --bbox_format=normalised?: coco.json",
+        ),
     ],
 )
 def test_annotations_that_make_no_sense(folder, annotations, message):

@@ -169,6 +169,22 @@ def test_pictures_older_than_the_last_checkpoint_are_drawn_again(interrupted, re
     assert path.read_bytes() == expected
 
 
+@pytest.mark.parametrize(
+    ("best", "threshold"), [(None, 0.5), ({"threshold": None}, 0.5), ({"threshold": 0.37}, 0.37)]
+)
+def test_predictions_are_drawn_from_the_score_of_the_best_f1_on(best, threshold, records, monkeypatch):
+    seen = []
+    monkeypatch.setattr(drawing, "draw_validation", lambda *arguments: seen.append(arguments))
+    opened = reader.open_records(records)
+    validation = types.SimpleNamespace(
+        config=config(6), records=opened, result={"best_f1": best}, truths=["truths"], found=["found"]
+    )
+    reports.Validation.draw(validation, 7)
+    ((images, *others),) = seen
+    assert images.shape == (8, 96, 96, 3)
+    assert others == [["truths"], ["found"], opened.label_map, threshold, 7]
+
+
 @pytest.fixture(scope="module")
 def bare(records, tmp_path_factory):
     """A run without validation and TensorBoard whose curves cannot be drawn."""

@@ -21,7 +21,7 @@ from PIL import Image
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
 from ssd_tf.api import build
-from ssd_tf.boxes import ops
+from ssd_tf.boxes import matcher, ops
 from ssd_tf.cli import train as command
 from ssd_tf.data import pipeline
 from ssd_tf.models import registry
@@ -139,24 +139,20 @@ def test_row_61_checkpoint_cut_at_a_random_place(records):
     argv = (*TRAIN, "--set=train.steps=4", "--set=train.checkpoint_steps=2")
     succeed("train", *argv)
     whole, rng = arrays(), np.random.default_rng(61)
-    for name in (runs.WEIGHTS, "optimizer.npz", runs.STATE):
+    for name in ("optimizer.npz", runs.STATE, runs.WEIGHTS):
         file = Path("run/step-00000004") / name
-        with open(file, "r+b") as opened:
-            opened.truncate(int(rng.integers(file.stat().st_size - 2)))
-        lines = succeed("train", *argv).splitlines()
-        assert "checkpoint step-00000004 incomplete, using step-00000002" in lines
-        assert "going on from step 2" in lines
-        assert_same(arrays(), whole)
-
-
-def test_row_61_garbled_checkpoint(records):
-    argv = (*TRAIN, "--set=train.steps=4", "--set=train.checkpoint_steps=2")
-    succeed("train", *argv)
-    whole, file = arrays(), Path("run/step-00000004") / runs.WEIGHTS
-    data = bytearray(file.read_bytes())
-    data[len(data) // 3] ^= 64
-    file.write_bytes(data)
-    assert "checkpoint step-00000004 incomplete, using step-00000002" in succeed("train", *argv).splitlines()
+        data = file.read_bytes()
+        garbled = bytearray(data)
+        garbled[len(data) // 3] ^= 128
+        for damaged in (bytes(garbled), data[: int(rng.integers(len(data) - 2))]):
+            file.write_bytes(damaged)
+            found = runs.find_checkpoint("run")
+            assert (found.path.name, found.skipped) == ("step-00000002", ("step-00000004",))
+        if name != runs.WEIGHTS:  # the weights stay cut
+            file.write_bytes(data)
+    lines = succeed("train", *argv).splitlines()
+    assert "checkpoint step-00000004 incomplete, using step-00000002" in lines
+    assert "going on from step 2" in lines
     assert_same(arrays(), whole)
     for step in (2, 4):
         (Path("run") / runs.step_name(step) / runs.STATE).write_text("{")
@@ -190,16 +186,14 @@ def test_row_62_signal(records, signal_at, number, code):
     got, out, err = call("train", *argv)
     assert (got, err) == (code, [NOTICE, "saved step 2; run the same command to continue"])
     assert " step 2/3" in out and " step 3/3" not in out
-    lines = succeed("train", *argv).splitlines()
-    assert "going on from step 2" in lines and lines[-1] == "step 3; the run is in run"
+    assert runs.find_checkpoint("run").state["step"] == 2
 
 
 @pytest.mark.parametrize(
     ("numbers", "code", "words"),
     [
         ((signal.SIGTERM, signal.SIGTERM), 143, "stopped"),
-        ((signal.SIGINT, signal.SIGINT), 130, "interrupted"),
-        ((signal.SIGINT, signal.SIGTERM), 143, "stopped"),
+        ((signal.SIGTERM, signal.SIGINT), 130, "interrupted"),
     ],
 )
 def test_row_62_second_signal_acts_at_once(records, signal_at, numbers, code, words):
@@ -260,12 +254,10 @@ def test_row_63_weights_that_are_not_finite(records):
     assert all(np.isfinite(values).all() for values in arrays().values())
 
 
-@pytest.mark.parametrize("min_negatives", [0, 6])
-def test_row_64_batch_without_objects(folder, min_negatives):
+def test_row_64_batch_without_objects(folder):
     write_voc(folder / "voc", {"a": OBJECTS, "b": [], "c": OBJECTS})
     succeed("convert", *CONVERT)
-    argv = (*TRAIN, "--set=train.batch_size=1", "--set=train.steps=6", f"--set=loss.min_negatives={min_negatives}")
-    succeed("train", *argv)
+    succeed("train", *TRAIN, "--set=train.batch_size=1", "--set=train.steps=6")
     run, records = runs.open_run("run"), reader.open_records("rec")
     ids = [pipeline.read_batch_ids(records, run.config, step) for step in range(1, 7)]
     empty = [step for step, batch in enumerate(ids, 1) if batch == ["b"]]
@@ -273,10 +265,11 @@ def test_row_64_batch_without_objects(folder, min_negatives):
     for row in rows():
         assert np.isfinite(row["loss"])
         assert (row["box_loss"] == 0) == (row["step"] in empty)
-        # Six mined negatives weigh as two positives do: their mean is about log(3) each, times three.
-        assert (row["class_loss"] == 0) == (row["step"] in empty and not min_negatives)
-        assert row["class_loss"] < 30
+        assert (row["class_loss"] == 0) == (row["step"] in empty)
     assert all(np.isfinite(values).all() for values in arrays().values())
+    # Where such images have six negatives mined, these weigh as the two positives that go with six do.
+    for positives, images, min_negatives, weight in ((0, 4, 0, 4), (0, 4, 6, 0.5), (16, 4, 6, 0.25)):
+        assert float(matcher.batch_weight(np.float32(positives), images, min_negatives)) == weight
 
 
 def anchors_of_small():
@@ -306,7 +299,6 @@ def test_row_65_boxes_that_no_anchor_fits(folder):
         "  blue: below 0.5 for 100.0% and below 0.3 for 100.0% of 2 boxes",
         "  red: below 0.5 for 0.0% and below 0.3 for 0.0% of 1 boxes",
     ]
-    assert "anchors:" not in succeed("train", *TRAIN, "--set=train.steps=1", "--run_dir=quiet")
     config = runs.open_run("run").config
     batches = pipeline.validation_batches(reader.open_records("rec"), anchors, config)
     _, targets, _ = next(iter(batches))
@@ -318,8 +310,7 @@ def test_row_66_set_smaller_than_the_batch(records):
     lines = succeed("train", *TRAIN, "--set=train.batch_size=16", "--set=train.steps=1").splitlines()
     assert "12 examples repeat inside a batch of 16 (train.batch_size)" in lines
     assert lines[-1] == "step 1; the run is in run"
-    lines = succeed("train", *TRAIN, "--set=train.batch_size=4", "--set=train.steps=1", "--run_dir=other")
-    assert "repeat" not in lines
+    assert not any(line.startswith("anchors: ") for line in lines)  # only where --check_anchors asks
 
 
 def test_row_67_resume_with_another_config(records):
@@ -479,7 +470,8 @@ TWICE = """
 from ssd_tf.cli import runner, train
 for name in ("one", "two"):
     assert runner.run(train.COMMAND, [*sys.argv[1:], f"--run_dir={name}"]) == 0
-sys.exit()
+from tensorflow.python.framework import config
+sys.exit(not config.is_op_determinism_enabled())
 """
 
 

@@ -133,7 +133,7 @@ def test_captions_lie_over_all_lines():
     boxes, labels = [[100, 100, 220, 200], [10, 95, 290, 280]], ["bird 0.87", ""]
     black = np.zeros((300, 300, 3), np.uint8)
     (x0, y0, x1, y1), _ = (
-        place for _, place in drawing._place_captions(boxes, ["bird 0.87"] * 2, 300 / 640, (300, 300))
+        place for _, place in drawing._place_captions(boxes, ["bird 0.87"] * 2, 0.25 + 300 / 1280, (300, 300))
     )
     assert y0 < 95 < y1
     alone = draw_boxes(black, boxes[:1], labels[:1], [4])[y0:y1, x0:x1]
@@ -152,7 +152,7 @@ def test_letters_and_lines_grow_with_the_picture():
         extents.append((side // 4 - changed(picture)[0], row.sum()))  # height above the box, both edges
     (first, thin), (second, middle), (third, thick) = extents
     assert thin == 2 and middle == pytest.approx(8, abs=2) and thick == pytest.approx(32, abs=2)
-    assert 2 < second / first < 5 and 3 < third / second < 5
+    assert 1.6 < second / first < 4 and 2.5 < third / second < 4
 
 
 def test_fit_keeps_proportions():
@@ -195,7 +195,7 @@ def test_captions_and_title_stay_out_of_the_pictures():
     page = drawing.picture_grid(pictures, [long] * 3, 3, long * 3, cell=(100, 100))
     plain = drawing.picture_grid(pictures, [""] * 3, 3, "", cell=(100, 100))
     rows, columns = np.nonzero(np.any(page != plain, axis=2))
-    assert rows.max() < drawing._HEADER + drawing._CAPTION
+    assert rows.min() < drawing._HEADER / 2 and rows.max() < drawing._HEADER + drawing._CAPTION
     assert columns.max() < page.shape[1] - drawing._GAP + 2
     captions = np.any(page != plain, axis=2)[drawing._HEADER : drawing._HEADER + drawing._CAPTION]
     for cell in range(3):
@@ -283,6 +283,20 @@ def test_validation_shows_truth_beside_detections():
         assert rows.max() == pytest.approx(80 + 80 * 1.6, abs=2)
         assert (columns.min(), columns.max()) == pytest.approx((40 * 1.6, 160 * 1.6), abs=2)
         assert np.all(cell[:70] == drawing._EMPTY) and np.all(cell[90:100, 5:20] == 128)
+
+
+@pytest.mark.parametrize(("num_truths", "shown"), [(1, 8), (5, 10)])
+def test_of_many_detections_the_best_are_drawn(num_truths, shown, monkeypatch):
+    counts = []
+    draw = drawing.draw_boxes
+    monkeypatch.setattr(
+        drawing, "draw_boxes", lambda *rest: counts.append([len(part) for part in rest[1:]]) or draw(*rest)
+    )
+    truth = Example("7", "", [[20, 40, 80, 160]] * num_truths, ("b",) * num_truths, size=(100, 200))
+    scores = np.linspace(0.9, 0.2, 50).astype(np.float32)
+    found = Detections(np.tile(np.float32([40, 20, 160, 80]), (50, 1)), scores, np.full(50, 1))
+    drawing.draw_validation(np.zeros((1, 64, 64, 3), np.uint8), [truth], [found], LabelMap(("a", "b")), 0.5, 9)
+    assert counts == [[num_truths] * 3, [shown] * 3]
 
 
 def test_validation_marks_ignored_objects():

@@ -1,6 +1,7 @@
 """A compiled model to a checkpoint and back."""
 
 import dataclasses
+import hashlib
 
 import keras
 import numpy as np
@@ -48,6 +49,8 @@ def test_restored_training_goes_on_as_if_nothing_had_happened(run):
     found = runs.find_checkpoint(run.path)
     checkpoint.restore(found, again)
     assert int(again.optimizer.iterations) == 3
+    schedule = optimizers.make_schedule(SETTINGS)
+    assert float(again.optimizer.learning_rate) == float(schedule(3)) != float(schedule(0))
     assert found.state["step"] == 3
     assert found.state["examples"] == 96
     take_steps(again, 3, 5)
@@ -104,3 +107,29 @@ def test_damaged_weights_are_noticed_and_the_checkpoint_before_serves(run):
     checkpoint.restore(found, again)
     assert np.array_equal(again.layers[1].kernel, kernels[0])
     assert not np.array_equal(kernels[0], kernels[1])
+
+
+def test_state_says_what_a_checkpoint_was_made_with(run):
+    model = small_model()
+    take_steps(model, 0, 2)
+    best = {"checkpoint": "step-00000001", "metric": "voc", "value": 0.5}
+    checkpoint.save(run, model, 2, best, deterministic=True)
+    found = runs.find_checkpoint(run.path)
+    state = found.state
+    assert (state["step"], state["examples"], state["seed"], state["best"]) == (2, 64, 0, best)
+    assert state["deterministic"] is True
+    assert state["config_sha256"] == runs.config_digest(run.config)
+    assert {"ssd_tf", "python", "numpy", "keras", keras.backend.backend()} == set(state["versions"])
+    assert state["versions"]["numpy"] == np.__version__
+    assert set(state["files"]) == {runs.WEIGHTS, checkpoint.OPTIMIZER}
+    for name, (size, digest) in state["files"].items():
+        data = (found.path / name).read_bytes()
+        assert (size, digest) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_checkpoint_without_the_optimizer(run):
+    model = small_model()
+    take_steps(model, 0, 1)
+    runs.save_checkpoint(run.path, 1, lambda place: model.save_weights(place / runs.WEIGHTS), {}, 2)
+    with pytest.raises(DataError, match=r"^no training can go on from here, it has no optimizer\.npz: .*step-0"):
+        checkpoint.restore(runs.find_checkpoint(run.path), small_model())

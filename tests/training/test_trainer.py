@@ -1,18 +1,16 @@
 """Whole trainings of a small network: they learn, and no interruption changes what they learn."""
 
 import csv
+import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from ssd_tf import config as configs
-from ssd_tf import runs
+from ssd_tf import fileio, runs
 from ssd_tf.api import build, predict
 from ssd_tf.api import train as trains
 from ssd_tf.boxes import ops
@@ -20,7 +18,8 @@ from ssd_tf.data import pipeline
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, Interrupted, TrainingError
 from ssd_tf.fileio import directory_lock
 from ssd_tf.records import reader
-from ssd_tf.training import trainer
+from ssd_tf.structures import LabelMap
+from ssd_tf.training import callbacks, trainer
 
 RECIPE = """
 [model]
@@ -187,22 +186,60 @@ def test_wrong_conditions_are_told_before_any_work(recipe, drawn_records, tmp_pa
         run_training(recipe, drawn_records, tmp_path / "run", "train.steps=3")
 
 
-def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
-    """Validated every second step; n/a is no number, equal is not better."""
-    config = configs.load_config(str(recipe), ["train.validation_steps=2", "train.keep_last=1"])
+def prepare(recipe, drawn_records, run_dir, *overrides):
+    """(run, function (validate, hooks=...) that trains it from its last checkpoint on)."""
+    config = configs.load_config(str(recipe), overrides)
     records = reader.open_records(str(drawn_records))
     config = trains.resolve(config, records)
-    detector = build.build(config)
-    trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
-    run = runs.start_run(tmp_path / "run", config, records.label_map, records.num_examples)
-    metrics, lines = iter([None, 0.5, 0.5, 0.25]), []
-    result = trainer.train(
-        detector.model,
-        lambda start: pipeline.training_stream(records, detector.anchors, config, start),
-        run,
-        lambda: {"mAP": next(metrics), "metric": "voc07"},
-        lines.append,
-    )
+    run = runs.start_run(run_dir, config, records.label_map, records.num_examples)
+
+    def go_on(validate=None, write_line=lambda _: None, hooks=()):
+        detector = build.build(config)
+        trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
+        return trainer.train(
+            detector.model,
+            lambda start: pipeline.training_stream(records, detector.anchors, config, start),
+            run,
+            validate,
+            write_line,
+            hooks,
+            runs.find_checkpoint(run.path),
+        )
+
+    return run, go_on
+
+
+METRICS = (None, 0.5, 0.5, 0.25)
+
+
+def validation_rows(run):
+    rows = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["mAP"]) for row in rows if "mAP" in row]
+
+
+class Hook:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, step, logs):
+        self.told.append((step, sorted(logs)))
+
+    def validated(self, step, result):
+        self.told.append((step, result["mAP"]))
+
+    def finish(self):
+        self.told.append("finish")
+
+
+def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
+    """Validated every second step; n/a is no number, equal is not better."""
+    run, go_on = prepare(recipe, drawn_records, tmp_path / "run", "train.validation_steps=2", "train.keep_last=1")
+    metrics, lines = iter(METRICS), []
+    hook, silent = Hook(), []
+    hooks = (hook, lambda step, logs: silent.append(step))
+    result = go_on(lambda: {"mAP": next(metrics), "metric": "voc07"}, lines.append, hooks)
     assert result["best_metric"] == 0.5
     assert runs.find_checkpoint(run.path, "best").state["step"] == 4
     assert runs.find_checkpoint(run.path).state == {
@@ -210,54 +247,101 @@ def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
         "step": 8,
         "examples": 32,
     }
-    rows = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["mAP"]) for row in rows if "mAP" in row] == [
-        (2, None),
-        (4, 0.5),
-        (6, 0.5),
-        (8, 0.25),
-    ]
+    assert validation_rows(run) == [(2, None), (4, 0.5), (6, 0.5), (8, 0.25)]
+    names = ["box_deltas_loss", "class_logits_loss", "loss"]
+    steps = [[(step, names), (step + 1, names), (step + 1, value)] for step, value in zip((1, 3, 5, 7), METRICS)]
+    assert hook.told == [*itertools.chain(*steps), "finish"]
+    assert silent == list(range(1, 9))
+    assert runs.find_checkpoint(run.path).state["best"]["value"] == 0.5
     assert any(line.startswith("step 2: validation mAP n/a (voc07, ") for line in lines)
 
 
-KILLED = ("train.steps=80", "train.checkpoint_steps=10", "train.log_steps=40")
-PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import small_network
-small_network.register()
-from ssd_tf.cli.train import main
-main()
-"""
+def test_validation_that_a_kill_came_before_is_made_up_for(recipe, drawn_records, tmp_path):
+    """The same validations and the same best as without the kill, which came after the checkpoint of step 2."""
+
+    def die():
+        raise Cut
+
+    run, go_on = prepare(recipe, drawn_records, tmp_path / "run", "train.validation_steps=2", "train.steps=4")
+    with pytest.raises(Cut):
+        go_on(die)
+    assert runs.find_checkpoint(run.path).state["step"] == 2 and validation_rows(run) == []
+    metrics = iter([0.75, 0.5])
+    assert go_on(lambda: {"mAP": next(metrics), "metric": "voc07"})["best_metric"] == 0.75
+    assert validation_rows(run) == [(2, 0.75), (4, 0.5)]
+    assert runs.read_best(run.path)["checkpoint"] == "step-00000002"
+    hook, lines = Hook(), []
+    result = go_on(die, lines.append, (hook,))  # finished, and validated
+    assert (result["step"], result["best_metric"], result["loss"], hook.told) == (4, 0.75, None, [])
+    assert lines[-1] == "already finished at step 4; raise train.steps to go on"
 
 
-def start_command(recipe, records, run_dir, repository):
-    folder = repository / "tests" / "training"
-    flags = [f"--config={recipe}", f"--train={records}", f"--run_dir={run_dir}", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), *flags, *(f"--set={override}" for override in KILLED)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
+def test_signal_during_a_validation_ends_it_at_once(recipe, drawn_records, tmp_path):
+    def validate():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    run, go_on = prepare(recipe, drawn_records, tmp_path / "run", "train.validation_steps=2", "train.steps=4")
+    with pytest.raises(Interrupted, match=r"^saved step 2; run the same command to continue$") as caught:
+        go_on(validate)
+    assert caught.value.exit_code == 143
+    assert runs.find_checkpoint(run.path).state["step"] == 2
+    metrics = iter([0.25, 0.5])
+    assert go_on(lambda: {"mAP": next(metrics), "metric": "voc07"})["best_metric"] == 0.5
+    assert validation_rows(run) == [(2, 0.25), (4, 0.5)]
+
+
+def test_best_of_a_damaged_checkpoint_does_not_count(recipe, drawn_records, tmp_path):
+    """Going on from step 2, the best is what it was there: .25 beats it."""
+    overrides = ("train.validation_steps=2", "train.steps=4", "train.checkpoint_steps=1")
+    run, go_on = prepare(recipe, drawn_records, tmp_path / "run", *overrides)
+    metrics = iter([0.125, 0.75, 0.25])
+    validate = lambda: {"mAP": next(metrics), "metric": "voc07"}  # noqa: E731
+    assert go_on(validate)["best_metric"] == 0.75
+    (run.path / "step-00000004" / runs.WEIGHTS).write_bytes(b"")
+    lines = []
+    assert go_on(validate, lines.append)["best_metric"] == 0.25
+    assert lines[:2] == ["checkpoint step-00000004 incomplete, using step-00000003", "going on from step 3"]
+    assert runs.read_best(run.path) == {"checkpoint": "step-00000004", "metric": "voc07", "value": 0.25}
+
+
+def test_checkpoint_is_found_and_verified_once(recipe, drawn_records, tmp_path, monkeypatch):
+    run_training(recipe, drawn_records, tmp_path / "run", "train.steps=2")
+    hashed, sha256_file = [], fileio.sha256_file
+
+    def count(path):
+        hashed.append(path.parent.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(fileio, "sha256_file", count)
+    run_training(recipe, drawn_records, tmp_path / "run", "train.steps=2")
+    assert hashed == ["step-00000002"] * 2  # weights and optimizer
+
+
+def test_loss_parts_are_those_of_the_step_alone(tmp_path):
+    """Running means of 4, 8 and infinity; the second interval begins with step 3."""
+    config = configs.replace(configs.Config(), train__steps=9, train__log_steps=2)
+    run = runs.start_run(tmp_path / "run", config, LabelMap(("cat",)), 8)
+    guard = callbacks.FiniteGuard(run, 0, lambda step: step / 100, lambda step: [f"id {step}", "b\n"])
+
+    def means(loss, class_loss, box_loss):
+        return {"loss": loss, "class_logits_loss": class_loss, "box_deltas_loss": box_loss}
+
+    guard(1, means(5.0, 1.0, 3.5))
+    guard(2, means(6.0, 2.0, 3.5))
+    guard(3, means(10.0, 4.0, 5.0))
+    with pytest.raises(TrainingError) as caught:
+        guard(4, means(float("inf"), 5.0, float("inf")))
+    assert str(caught.value) == (
+        "step 4: the loss is inf (class_loss 6, box_loss inf, weight decay nan), learning rate 0.03, "
+        "images id 4, b\\n: try a lower train.learning_rate"
     )
 
 
-def test_killed_command_goes_on_as_if_nothing_had_happened(recipe, drawn_records, tmp_path, repository):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start_command(recipe, drawn_records, killed, repository)
-    while not (killed / "LATEST").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    saved = runs.find_checkpoint(killed).state["step"]
-    assert 10 <= saved < 80
-    process = start_command(recipe, drawn_records, killed, repository)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    result = json.loads(output.splitlines()[-1])
-    assert (result["resumed_from"], result["step"]) == (saved, 80)
-    run_training(recipe, drawn_records, whole, *KILLED)
-    assert_same_weights(killed, whole)
+def test_xla_is_left_out_of_deterministic_training(small_backbone):
+    config = configs.load_config(None, ["model.backbone=small", "model.weights=none", "model.num_classes=2"])
+    config = configs.replace(config, train__jit_compile=True, train__steps=2, model__image_size=(64, 64))
+    for deterministic in (False, True):
+        model = build.build(config).model
+        trainer.compile_detector(model, build.make_losses(config.loss), config.train, deterministic)
+        assert model.jit_compile is not deterministic
