@@ -52,6 +52,7 @@ def main():
         seconds = timing.alternate(works, options.rounds, warm_up=1)
         megabytes = sum(os.path.getsize(file) for file in files) / 1e6
         memory = {count: peak_memory(work, originals, count, workers) for count in (1000, 10_000)}
+        growth = {f"{kind}_memory_ratio": memory[10_000][kind] / memory[1000][kind] for kind in ("voc", "coco")}
         timing.report(
             "convert",
             images=options.num_images,
@@ -60,9 +61,8 @@ def main():
             **rates("convert", seconds, options.num_images, megabytes),
             **rates("ceiling", seconds, options.num_images, megabytes),
             share_of_ceiling=timing.ratio(seconds, "ceiling", "convert"),
-            peak_megabytes_1000=memory[1000],
-            peak_megabytes_10000=memory[10_000],
-            memory_ratio=memory[10_000] / memory[1000],
+            **{f"{kind}_peak_megabytes_{n}": memory[n][kind] for n in memory for kind in memory[n]},
+            **growth,
         )
 
 
@@ -97,7 +97,21 @@ def make_set(folder, originals, num_images):
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
     path = folder / "annotations.json"
     path.write_text(json.dumps(content))
+    write_voc(folder / "Annotations", images)
     return path
+
+
+def write_voc(folder, images):
+    """Writes the same annotations as XML files."""
+    folder.mkdir()
+    rows = ""
+    for x, y, width, height in _BOXES:
+        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+        edges = "".join(f"<{edge}>{value}</{edge}>" for edge, value in corners.items())
+        rows += f"<object><name>thing</name><bndbox>{edges}</bndbox></object>"
+    for image in images:
+        text = f"<annotation><filename>{image['file_name']}</filename>{rows}</annotation>"
+        (folder / image["file_name"]).with_suffix(".xml").write_text(text)
 
 
 def run_converter(annotations, output, workers):
@@ -135,10 +149,22 @@ def copy_files(folder, part, files):
 
 
 def peak_memory(work, originals, num_images, workers):
-    """Megabytes at most, all processes of the command added up."""
+    """{format: megabytes at most}, all processes of the command added up."""
     annotations = make_set(work / "memory", originals, num_images)
-    command = [sys.executable, "-c", "from ssd_tf.cli.convert import main; main()", "--format=coco", "--overwrite"]
-    command += [f"--input={annotations}", f"--output={work / 'memory_records'}", f"--workers={workers}"]
+    inputs = {"voc": annotations.parent, "coco": annotations}
+    return {kind: watch(kind, path, work / "memory_records", workers) for kind, path in inputs.items()}
+
+
+def watch(kind, source, output, workers):
+    """Runs the command and adds up the peaks of its processes."""
+    command = [
+        sys.executable,
+        "-c",
+        "from ssd_tf.cli.convert import main; main()",
+        f"--format={kind}",
+        "--overwrite",
+    ]
+    command += [f"--input={source}", f"--output={output}", f"--workers={workers}"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

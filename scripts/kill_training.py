@@ -1,9 +1,9 @@
 """Kills a training again and again, and shows that it ends as if nothing had happened.
 
 Runs ssd-train once to its end. Then runs the same command in a second folder, kills it with SIGKILL at moments
-drawn from a seed (while it starts, between steps, while it writes a checkpoint), runs it again after each kill, and
-compares weights and optimizer of the two, array by array. One JSON line says what was found; the exit code is 1
-where they differ.
+drawn from a seed (while it starts, between steps, while it writes a checkpoint), runs it again after each kill,
+and compares weights and optimizer of the two, array by array. One JSON line says what was found; the exit code is
+1 where they differ.
 
 python scripts/kill_training.py --train=tfrecords/shapes --set=train.steps=80 --set=train.checkpoint_steps=10
     [--config=NAME] [--set=KEY=VALUE ...] [--deterministic] [--kills=10] [--seed=0] [--folder=DIR]
@@ -121,7 +121,7 @@ class _Session:
 
 
 def _draw_plan(kills, steps, rng):
-    """[(kind, step, fraction)] in the order of the steps, so that every session comes further than the one before."""
+    """[(kind, step, fraction)] by growing steps, so that every session comes further than the one before."""
     places = sorted(rng.randrange(1, steps) for _ in range(kills))
     return [(rng.choice(("start", "step", "save", "save")), place, rng.random()) for place in places]
 

@@ -7,7 +7,7 @@ from absl import flags
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError, shown
 
-_PASTING = ("scale", "num_objects", "max_tilt", "mirror")
+_PASTING = ("scale", "max_tilt", "mirror")
 
 
 def define(values):
@@ -29,7 +29,8 @@ def define(values):
     photos = "Folder of photographs, without objects of the classes; drawn textures if unset."
     flags.DEFINE_string("backgrounds", None, photos, **text)
     flags.DEFINE_string("scale", "0.1,0.5", "Longer side of a cut-out, of the image's side: least,most.", **text)
-    flags.DEFINE_string("num_objects", "1,5", "Cut-outs in an image: fewest,most.", **text)
+    counts = "Objects in an image: fewest,most; 3,7 shapes or 1,5 cut-outs if unset."
+    flags.DEFINE_string("num_objects", None, counts, **text)
     flags.DEFINE_float("max_tilt", 15.0, "Largest rotation of a cut-out to either side, degrees.", **text)
     flags.DEFINE_bool("mirror", False, "Mirror every other cut-out.", **text)
     flags.DEFINE_integer("seed", 0, "Equal seeds give equal files.", lower_bound=0, **text)
@@ -45,7 +46,8 @@ def prepare(values):
     names = ("output", "num_images", "image_size", "seed", "overwrite", "objects", "backgrounds", *_PASTING)
     arguments = {name: values[name].value for name in names}
     arguments["scale"] = _read_range("scale", values.scale, float)
-    arguments["num_objects"] = _read_range("num_objects", values.num_objects, int)
+    if values.num_objects is not None:
+        arguments["num_objects"] = _read_range("num_objects", values.num_objects, int)
     if values.classes:
         arguments["classes"] = tuple(values.classes)
     return {**arguments, "progress": runner.progress_printer("images")}

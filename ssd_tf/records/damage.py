@@ -27,7 +27,7 @@ class DamagedShard(DataError):
     """A record is damaged, and all that follow it in its shard are out of reach."""
 
 
-def read_shard(file, index):
+def read_shard(file, index, foreign=False):
     """Yields the records of one shard as bytes, every one of them checked.
 
     TensorFlow would allocate whatever length a record claims, and take a file that ends inside a length for whole.
@@ -35,6 +35,7 @@ def read_shard(file, index):
     Args:
       file: path of the shard.
       index: its number, for messages.
+      foreign: it may be no TFRecord at all.
 
     Raises:
       DamagedShard: a record is damaged or cut off; names shard and byte.
@@ -43,7 +44,7 @@ def read_shard(file, index):
     """
     try:
         with open(file, "rb") as opened:
-            yield from _follow(opened, os.fstat(opened.fileno()).st_size, file, index)
+            yield from _follow(opened, file, index, foreign)
     except OSError as error:
         raise EnvironmentFault(f"cannot read shard {index}: {_reason(error)}: {shown(file)}") from None
 
@@ -52,12 +53,12 @@ def _reason(error):
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
-def _follow(opened, size, file, index):
-    at = 0
+def _follow(opened, file, index, foreign):
+    at, size = 0, os.fstat(opened.fileno()).st_size
     while header := opened.read(_HEADER):
         whole = len(header) == _HEADER
         sound = whole and _is_sound(header[:8], header[8:])
-        if at == 0 and not sound:
+        if foreign and at == 0 and not sound:
             kind = ": gzip" if header[:2] == b"\x1f\x8b" else ""
             raise DataError(f"not a TFRecord (starts with {header[:2].hex(' ')}{kind}): {shown(file)}")
         if whole and not sound:

@@ -208,7 +208,7 @@ def _scan_shard(file, index, names, counts):
         raise DataError(f"not a regular file: {shown(file)}")
     if not os.path.getsize(file):
         raise DataError(f"shard {index} is empty: {shown(file)}")
-    for position, data in enumerate(damage.read_shard(file, index)):
+    for position, data in enumerate(damage.read_shard(file, index, foreign=True)):
         try:
             found = damage.check_record(data, f"record {position} of shard {index}")
         except DataError as error:

@@ -20,7 +20,7 @@ class Report:
       num_images: records written.
       num_negatives: images without objects among them.
       num_boxes: {class name: boxes written}.
-      digests: {SHA-256 of an image file: the first source id that had it}.
+      digests: {SHA-256 of an image file, as bytes: the first source id that had it}.
     """
 
     problems: list = field(default_factory=list)
@@ -53,7 +53,7 @@ class Report:
         self.num_images += 1
         self.num_negatives += not item.names
         self.num_boxes.update(item.names)
-        self._add_digest(item.digest, source_id)
+        self._add_digest(bytes.fromhex(item.digest), source_id)
 
     def _add_digest(self, digest, source_id):
         first = self.digests.setdefault(digest, source_id)
@@ -82,7 +82,11 @@ class Report:
 
     def to_state(self):
         """Returns all of it as JSON values; `from_state` is the inverse."""
-        return {**self.to_json(), "images": self.num_images, "digests": self.digests}
+        return {
+            **self.to_json(),
+            "images": self.num_images,
+            "digests": {digest.hex(): source_id for digest, source_id in self.digests.items()},
+        }
 
     @classmethod
     def from_state(cls, state):
@@ -93,5 +97,5 @@ class Report:
             num_images=state["images"],
             num_negatives=state["images_without_objects"],
             num_boxes=collections.Counter(state["boxes"]),
-            digests=dict(state["digests"]),
+            digests={bytes.fromhex(digest): source_id for digest, source_id in state["digests"].items()},
         )

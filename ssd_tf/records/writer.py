@@ -180,7 +180,8 @@ def _judge(report, total, options, elsewhere):
         )
     if not report.num_boxes:
         raise DataError(f"no objects in any of the {report.num_images} images")
-    shared = [f"{shown(own)} = {shown(elsewhere[d])}" for d, own in report.digests.items() if d in elsewhere]
+    found = ((own, elsewhere.get(digest.hex())) for digest, own in report.digests.items()) if elsewhere else ()
+    shared = [f"{shown(own)} = {shown(other)}" for own, other in found if other is not None]
     if shared:
         images = "1 image is" if len(shared) == 1 else f"{len(shared):,} images are"
         raise DataError(f"{images} in the other records too (here = there): {shared[0]}", shared[1:_LISTED])

@@ -39,15 +39,20 @@ class Pasting:
     def check(self, image_size):
         """Raises ConfigError unless all values make sense for images of `image_size` pixels."""
         _check_range("scale", self.scale, (int, float), 0, 1)
-        _check_range("num_objects", self.num_objects, (int,), 0, _MAX_OBJECTS)
+        check_num_objects(self.num_objects)
         if self.scale[0] * image_size < _MIN_PIXELS:
             raise ConfigError(
                 f"scale: {self.scale[0]:g} of {image_size} pixels is less than {_MIN_PIXELS}: nothing to be seen"
             )
-        if self.num_objects[1] < 1:
-            raise ConfigError("num_objects: no image would have an object")
         if type(self.max_tilt) not in (int, float) or not 0 <= self.max_tilt <= 180:
             raise ConfigError(f"max_tilt: {self.max_tilt} is outside 0..180 degrees")
+
+
+def check_num_objects(values):
+    """Raises ConfigError unless `values` are a sensible (fewest, most) number of objects in an image."""
+    _check_range("num_objects", values, (int,), 0, _MAX_OBJECTS)
+    if values[1] < 1:
+        raise ConfigError("num_objects: no image would have an object")
 
 
 def _check_range(name, values, kinds, low, high):

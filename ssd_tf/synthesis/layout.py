@@ -14,9 +14,8 @@ from ssd_tf.errors import ConfigError
 from ssd_tf.synthesis.shapes import SHAPES, SOLID, draw_coverage, extent, pose
 
 MIN_SIDE, MAX_SIDE = 0.08, 0.6  # of an object as drawn, as fractions of the image's side
-MIN_BOXES = 3
+NUM_SHAPES = (3, 7)  # fewest boxes, most objects
 NOBODY = -1
-_MAX_OBJECTS = 7
 _MAX_STRETCH = 1.18
 _ROUNDING = 2  # pixels by which a mask's extent may differ from its outline's: sharp tips are lost
 _TRIES = 20  # places for an object
@@ -98,19 +97,20 @@ def find_boxes(placements, image_size):
     return np.array(boxes, np.float64).reshape(-1, 4), names
 
 
-def draw_layout(rng, image_size, classes):
-    """Draws shapes and places for them, at least MIN_BOXES of them with boxes.
+def draw_layout(rng, image_size, classes, num_objects=NUM_SHAPES):
+    """Draws shapes and places for them.
 
     Args:
       rng: numpy.random.Generator.
       image_size: side of the image, pixels.
       classes: names out of SHAPES.
+      num_objects: (fewest boxes, most objects).
 
     Returns:
       (Placements in drawing order, boxes and names as from `find_boxes`).
     """
     draw_object = functools.partial(_draw_shape, image_size=image_size, classes=classes)
-    return arrange(rng, image_size, draw_object, (MIN_BOXES, _MAX_OBJECTS))
+    return arrange(rng, image_size, draw_object, num_objects)
 
 
 def arrange(rng, image_size, draw_object, num_objects):

@@ -8,14 +8,14 @@ from PIL import Image
 
 from ssd_tf.synthesis.backgrounds import crop_photo, draw_background, merge_planes, project
 from ssd_tf.synthesis.cutouts import draw_pasted_layout
-from ssd_tf.synthesis.layout import draw_layout, find_window
+from ssd_tf.synthesis.layout import NUM_SHAPES, draw_layout, find_window
 
 _CONTRAST = 110.0  # RGB distance, levels, that most of what an object covers should keep from its colour
 _CANDIDATES = 12
 _SHADE = 22.0  # largest change of an object's colour across it, levels a channel
 
 
-def draw_scene(rng, image_size, classes, stock=None, photos=()):
+def draw_scene(rng, image_size, classes, stock=None, photos=(), num_objects=NUM_SHAPES):
     """Draws one labelled picture.
 
     Args:
@@ -24,17 +24,17 @@ def draw_scene(rng, image_size, classes, stock=None, photos=()):
       classes: names out of shapes.SHAPES, or of the stock's cut-outs.
       stock: cutouts.Stock to paste from, or None to draw shapes.
       photos: image files to cut the background from, or () to draw it.
+      num_objects: (fewest, most) shapes.
 
     Returns:
-      (uint8 [S, S, 3] RGB, float64 [N, 4] yxyx pixel boxes, tight on what is visible, list of N names); N >= 3
-      for shapes, the stock's fewest or more for cut-outs.
+      (uint8 [S, S, 3] RGB, float64 [N, 4] yxyx pixel boxes, tight on what is visible, list of N names).
 
     Raises:
-      ConfigError: no room for so many cut-outs.
+      ConfigError: no room for so many objects.
       DataError: a cut-out or a photograph cannot be read.
     """
     if stock is None:
-        placements, boxes, names = draw_layout(rng, image_size, classes)
+        placements, boxes, names = draw_layout(rng, image_size, classes, num_objects)
     else:
         placements, boxes, names = draw_pasted_layout(rng, image_size, classes, stock)
     if photos:

@@ -17,8 +17,9 @@ from ssd_tf import fileio
 from ssd_tf.annotations import coco
 from ssd_tf.errors import ConfigError, shown, suggest
 from ssd_tf.structures import Example, LabelMap
-from ssd_tf.synthesis.cutouts import Pasting, read_stock
+from ssd_tf.synthesis.cutouts import Pasting, check_num_objects, read_stock
 from ssd_tf.synthesis.folders import find_classes, list_images
+from ssd_tf.synthesis.layout import NUM_SHAPES
 from ssd_tf.synthesis.scene import draw_scene
 from ssd_tf.synthesis.shapes import DEFAULT_CLASSES, SHAPES
 
@@ -37,7 +38,7 @@ def synthesize(
     objects=None,
     backgrounds=None,
     scale=Pasting.scale,
-    num_objects=Pasting.num_objects,
+    num_objects=None,
     max_tilt=Pasting.max_tilt,
     mirror=Pasting.mirror,
     progress=None,
@@ -55,7 +56,8 @@ def synthesize(
       seed: 0 or more; the same seed gives the same bytes.
       objects: folder of cut-outs with transparency (see folders.find_classes), pasted instead of drawn shapes.
       backgrounds: folder of photographs, shown instead of drawn textures.
-      scale, num_objects, max_tilt, mirror: how cut-outs are used, see cutouts.Pasting.
+      num_objects: (fewest, most) objects in an image; None: 3 to 7 shapes, or 1 to 5 cut-outs.
+      scale, max_tilt, mirror: how cut-outs are used, see cutouts.Pasting.
       progress: called with (images written, num_images) after each image, or None.
       overwrite: replace what an earlier call wrote.
       workers: threads; 0 for two.
@@ -72,10 +74,14 @@ def synthesize(
     _check_options(num_images, image_size, seed, workers)
     inputs = [Path(folder) for folder in (objects, backgrounds) if folder is not None]
     _check_output(output, inputs)
+    if num_objects is None:
+        num_objects = NUM_SHAPES if objects is None else Pasting.num_objects
+    check_num_objects(num_objects)
     pasting = Pasting(tuple(scale), tuple(num_objects), max_tilt, mirror)
     classes, stock, ignored = _read_objects(objects, classes, image_size, pasting)
     photos, more = ((), []) if backgrounds is None else list_images(backgrounds)
-    draw = functools.partial(draw_scene, image_size=image_size, classes=classes, stock=stock, photos=photos)
+    draw = functools.partial(draw_scene, image_size=image_size, classes=classes, num_objects=pasting.num_objects)
+    draw = functools.partial(draw, stock=stock, photos=photos)
     if inputs:
         draw(np.random.default_rng([seed, 0]))  # what no picture can be made of shows before anything is written
     with fileio.claim_output(output, (IMAGES, ANNOTATIONS), inputs, overwrite) as output:

@@ -268,7 +268,8 @@ class Signals:
 
     def _catch(self, number, _):
         self.caught = number
-        self.__exit__()
+        for other, handler in self._old.items():  # SIGINT is ignored in a script's background
+            signal.signal(other, signal.default_int_handler if handler == signal.SIG_IGN else handler)
         if self._saved:
             self.leave(self._saved)
         print("stopping after this step; once more to stop at once", file=sys.stderr)

@@ -174,9 +174,6 @@ def resized_png(width, height):
 XMIN, XMAX, LABEL = schema.CORNERS[1], schema.CORNERS[3], schema.LABEL
 BAD_RECORDS = [
     ({schema.HEIGHT: []}, "no image/height"),
-    ({schema.HEIGHT: [10**6], schema.WIDTH: [10**6]}, "an image of 1000000x1000000 pixels cannot be"),
-    ({schema.HEIGHT: [13]}, "the image is 20x14 pixels, the record says 20x13"),
-    ({schema.ENCODED: [resized_png(10**5, 10**5)]}, "bad image: 10,000 Mpx exceeds --max_pixels=64M: image 2"),
     ({XMIN: [0.1, 0.2, 0.3]}, "image/object/bbox/xmin has 3 values, xmax 2"),
     ({LABEL: [1]}, "image/object/bbox/xmin has 2 values, label 1"),
     ({schema.DIFFICULT: [0, 1, 1]}, "image/object/bbox/xmin has 2 values, difficult 3"),
@@ -188,6 +185,13 @@ BAD_RECORDS = [
 ]
 
 
+BAD_PICTURES = [
+    ({schema.HEIGHT: [10**6], schema.WIDTH: [10**6]}, "an image of 1000000x1000000 pixels cannot be"),
+    ({schema.HEIGHT: [13]}, "the image is 20x14 pixels, the record says 20x13"),
+    ({schema.ENCODED: [resized_png(10**5, 10**5)]}, "bad image: 10,000 Mpx exceeds --max_pixels=64M: image 2"),
+]
+
+
 def bad_rows(changes):
     """Ten shards; record 2 of shard 0 is not as it should be."""
     rows = plain_rows()
@@ -196,7 +200,7 @@ def bad_rows(changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"), [*BAD_RECORDS, ({XMIN: [5.0, 7.0]}, f"{XMIN} is 5, expected 0..1")]
+    ("changes", "reason"), [*BAD_RECORDS, *BAD_PICTURES, ({XMIN: [5.0, 7.0]}, f"{XMIN} is 5, expected 0..1")]
 )
 def test_row_54_records_that_contradict_themselves(changes, reason):
     write_records("rec", bad_rows(changes))
@@ -350,7 +354,7 @@ def test_row_49_nothing_left_to_skip_to(records):
         reader.open_records("rec", skip_corrupt=True)
 
 
-CUT_JPEG = fuzzing.image_seeds()[0][:-300]
+CUT_JPEG = fuzzing.image_seeds()[0][:-40]
 
 
 @pytest.mark.parametrize(
@@ -374,55 +378,63 @@ def test_image_that_cannot_be_decoded_is_named(changes, reason):
     rows = plain_rows()
     rows[6][1] = make_record(19, **changes)
     write_records("rec", rows)
-    message = fault(
-        "train", "--train=rec", *TRAIN, "--set=train.steps=9", "--set=augment.crop_probability=0", code=3
-    )
-    assert message.startswith(reason)
-    assert message.endswith(f": {shard('rec', 6)}")
+    opened = reader.open_records("rec")
+    whole = configs.replace(CONFIG, augment__crop_probability=0.0)  # or the window may miss what is not there
+    with pytest.raises(DataError) as caught, reader.record_errors(opened):
+        list(pipeline.training_stream(opened, ANCHORS, whole).take(30))
+    assert str(caught.value).startswith(reason) and str(caught.value).endswith(f": {shard('rec', 6)}")
 
 
-@pytest.fixture(params=["vanished", "unreadable"])
-def failing(request, monkeypatch):
-    """Shard 3 goes away, or becomes unreadable, when the first checkpoint is saved; yields why."""
+def test_image_that_cannot_be_decoded_stops_the_commands():
+    rows = plain_rows()
+    rows[6][1] = make_record(19, **{schema.ENCODED: [CUT_JPEG]})
+    write_records("rec", rows)
+    message = fault("train", "--train=rec", *TRAIN, "--set=train.steps=9", code=3)
+    assert message.startswith("record 1 of shard 6 (image 19): the image cannot be decoded: ")
+
+
+def break_shard_at_checkpoints(monkeypatch, damage_it):
+    """Calls `damage_it` whenever a checkpoint has been saved, until the test undoes it."""
     save = checkpoint.save
 
     def save_and_break(*args, **options):
         save(*args, **options)
         shard("rec", 3).unlink(missing_ok=True)
-        if request.param == "unreadable":
-            shard("rec", 3).symlink_to("/proc/self/mem")  # whose first bytes give EIO
+        damage_it()
 
     monkeypatch.setattr(checkpoint, "save", save_and_break)
-    if request.param == "unreadable" and not Path("/proc/self/mem").exists():
-        pytest.skip("needs a file whose reading fails: Linux's /proc/self/mem")
-    return {"vanished": "no such file or directory", "unreadable": "input/output error"}[request.param]
 
 
-def test_row_60_read_error_in_the_middle_of_an_epoch(records, failing):
-    argv = ("--train=rec", *TRAIN, "--set=train.steps=24")
-    message = fault("train", *argv, code=5)
-    assert message == f"cannot read shard 3: {failing}: {shard('rec', 3)}"
-    found = runs.find_checkpoint("run")
+def check_run_ends_at_a_checkpoint():
+    """Every step in the log was done, and the last one saved is where the run will go on."""
     steps = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, len(steps) + 1)) and 4 <= len(steps) < 24
-    assert found.state["step"] == len(steps) - len(steps) % 2  # the last one saved; nothing beyond was counted
+    assert steps == list(range(1, len(steps) + 1)) and 2 <= len(steps) < 14
+    assert runs.find_checkpoint("run").state["step"] == len(steps) - len(steps) % 2
 
 
-def test_row_60_the_run_goes_on_where_it_was_once_the_shard_is_back(records, monkeypatch):
-    argv = ("--train=rec", *TRAIN, "--set=train.steps=14", "--json")
-    whole = json.loads(succeed("train", *argv, "--run_dir=whole").splitlines()[-1])
-    kept, save = shard("rec", 3).read_bytes(), checkpoint.save
-    monkeypatch.setattr(
-        checkpoint,
-        "save",
-        lambda *args, **options: (save(*args, **options), shard("rec", 3).unlink(missing_ok=True)),
-    )
-    assert fault("train", *argv, code=5).startswith("cannot read shard 3: ")
-    monkeypatch.setattr(checkpoint, "save", save)
+LONG = ("--train=rec", *TRAIN, "--set=train.steps=14", "--json")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read: Linux's /proc")
+def test_row_60_read_error_in_the_middle_of_an_epoch(records, monkeypatch):
+    break_shard_at_checkpoints(monkeypatch, lambda: shard("rec", 3).symlink_to("/proc/self/mem"))
+    message = fault("train", *LONG, code=5)
+    assert message == f"cannot read shard 3: input/output error: {shard('rec', 3)}"
+    check_run_ends_at_a_checkpoint()
+
+
+def test_row_60_shard_that_vanishes_and_comes_back(records, monkeypatch):
+    whole = json.loads(succeed("train", *LONG, "--run_dir=whole").splitlines()[-1])
+    kept = shard("rec", 3).read_bytes()
+    with monkeypatch.context() as patch:
+        break_shard_at_checkpoints(patch, lambda: None)
+        message = fault("train", *LONG, code=5)
+    assert message == f"cannot read shard 3: no such file or directory: {shard('rec', 3)}"
+    check_run_ends_at_a_checkpoint()
     shard("rec", 3).write_bytes(kept)
-    resumed = json.loads(succeed("train", *argv).splitlines()[-1])
-    assert 0 < resumed["resumed_from"] < 14
-    np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-6)
+    resumed = json.loads(succeed("train", *LONG).splitlines()[-1])
+    assert resumed["resumed_from"] > 0
+    np.testing.assert_allclose(resumed["loss"], whole["loss"], rtol=1e-6)  # as if nothing had happened
 
 
 def test_a_fault_that_passed_by_the_second_look(records):

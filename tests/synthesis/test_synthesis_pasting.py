@@ -168,7 +168,7 @@ def test_what_is_no_image_is_told(tmp_path, objects, photos):
     ("argv", "message"),
     [
         (["--scale=0.1,0.5"], "--scale is for cut-outs: it needs --objects"),
-        (["--num_objects=2"], "--num_objects is for cut-outs: it needs --objects"),
+        (["--num_objects=0"], "num_objects: no image would have an object"),
         (["--max_tilt=3", "--backgrounds={photos}"], "--max_tilt is for cut-outs: it needs --objects"),
         (["--mirror"], "--mirror is for cut-outs: it needs --objects"),
         (["--objects={objects}", "--scale=big"], "--scale: expected least,most such as 0.1,0.5, got 'big'"),

@@ -1,4 +1,6 @@
+import collections
 import errno
+import json
 
 import numpy as np
 import pytest
@@ -147,3 +149,11 @@ def test_an_interruption_calls_off_what_was_waiting(tmp_path):
     names = contents(tmp_path / "out")
     assert 1 <= len(names) < 60
     assert "annotations.json" not in names
+
+
+def test_number_of_shapes_in_a_picture(tmp_path):
+    report = synthesize(tmp_path / "out", 12, image_size=64, num_objects=(1, 2), seed=5)
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    counts = collections.Counter(row["image_id"] for row in content["annotations"])
+    assert set(counts) == set(range(12)) and set(counts.values()) == {1, 2}
+    assert report["boxes"] == sum(counts.values())

@@ -165,7 +165,7 @@ def test_loss_that_is_not_finite_stops_the_training(recipe, drawn_records, tmp_p
     with pytest.raises(TrainingError, match=r"step \d+: the loss is (nan|inf).*train\.learning_rate"):
         run_training(recipe, drawn_records, tmp_path / "loss", *overrides, "train.checkpoint_steps=1000")
     assert runs.find_checkpoint(tmp_path / "loss") is None
-    with pytest.raises(TrainingError, match=r"step \d+: .* is not finite; .*train\.learning_rate") as caught:
+    with pytest.raises(TrainingError, match=r"step \d+: .* is not finite, .*train\.learning_rate") as caught:
         run_training(recipe, drawn_records, tmp_path / "run", *overrides, "train.checkpoint_steps=1")
     assert caught.value.exit_code == 4
     step = int(str(caught.value).split(":")[0].removeprefix("step "))
