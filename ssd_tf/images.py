@@ -10,7 +10,9 @@ import contextlib
 import functools
 import io
 import re
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,12 +109,12 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
         changes = _needed_changes(image, exif, name)
         if not changes and kind in ("jpeg", "png"):
             width, height = image.size
-            whole = kind == "png" or head is not None
-            if verify == "decode" or kind == "png":
+            whole = _is_strict_png(_read_chunks(data, name)) if kind == "png" else head is not None
+            if verify == "decode":
                 _verify(image, data, name)
             if whole:
                 return Picture(data, kind, height, width)
-            changes = ("decoded with libjpeg warnings, encoded again",)
+            changes = (f"decoded with lib{kind} warnings, encoded again",)
         image = _load(image, data, name)
         if exif == "ignore":
             image.getexif().pop(_ORIENTATION_TAG, None)
@@ -217,6 +219,71 @@ def _verify(image, data, name):
     """Decodes for the errors' sake; a JPEG at an eighth of its size, which still reads every byte."""
     image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # formats without scales ignore it
     _load(image, data, name)
+
+
+def _read_chunks(data, name):
+    """Returns [(kind, content)] of a PNG up to its end; Pillow shows what TensorFlow, by their checksums, refuses.
+
+    Raises:
+      DataError: a checksum is wrong, or the end is missing.
+    """
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise DataError(f"bad image: damaged PNG (checksum of the chunk at byte {at:,}): {shown(name)}")
+        chunks.append((kind, data[at + 8 : end]))
+        if kind == b"IEND":
+            return chunks
+        at = end + 4
+    raise DataError(f"bad image: truncated PNG (got {len(data):,} bytes): {shown(name)}")
+
+
+# PNG (ISO 15948): samples of a pixel and their bits by colour type; (left, top, step across, step down) of Adam7.
+_PNG_PIXELS = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)), 4: (2, (8, 16)), 6: (4, (8, 16))}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def _is_strict_png(chunks):
+    """Tells whether a PNG holds its chunks in order and exactly its pixels: then libpng, TensorFlow's, reads it."""
+    kinds = [kind for kind, _ in chunks if kind[0] < ord("a")]  # the others may be anything, anywhere
+    content = dict(reversed(chunks))
+    order = b" ".join(kinds)
+    if not re.fullmatch(rb"IHDR( PLTE)?( IDAT)+ IEND", order) or chunks[0][0] != b"IHDR":
+        return False
+    first, last = (index for index in (_first_index(chunks, b"IDAT"), -_first_index(chunks[::-1], b"IDAT")))
+    if any(kind != b"IDAT" for kind, _ in chunks[first : last or None]) or len(content[b"IHDR"]) != 13:
+        return False
+    width, height, depth, color, compression, filtering, interlace = struct.unpack(">IIBBBBB", content[b"IHDR"])
+    samples, depths = _PNG_PIXELS.get(color, (0, ()))
+    if depth not in depths or compression or filtering or interlace > 1 or (color == 3 and b"PLTE" not in kinds):
+        return False
+    if len(content.get(b"PLTE", b"")) % 3 or len(content.get(b"PLTE", b"")) > 3 << min(depth, 8):
+        return False
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+    rows = [(1 + -(-w * samples * depth // 8), h) for w, h in sizes if w > 0 and h > 0]
+    return _holds_rows(b"".join(part for kind, part in chunks if kind == b"IDAT"), rows)
+
+
+def _first_index(chunks, wanted):
+    return next(index for index, (kind, _) in enumerate(chunks) if kind == wanted)
+
+
+def _holds_rows(packed, rows):
+    """Tells whether compressed pixels are `rows`, pairs (bytes of a row, rows), each row with a filter of PNG's."""
+    unpacker, at = zlib.decompressobj(), 0
+    with contextlib.suppress(zlib.error):
+        pixels = unpacker.decompress(packed, sum(size * count for size, count in rows) + 1)
+        for size, count in rows:
+            if max(pixels[at : at + size * count : size], default=5) > 4:
+                return False
+            at += size * count
+        return unpacker.eof and at == len(pixels)
+    return False
 
 
 def _load(image, data, name):

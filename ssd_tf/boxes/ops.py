@@ -59,8 +59,8 @@ def iou(a, b, xp=np):
       float [..., N, M] in [0, 1]; 0 where both boxes are empty.
     """
     shared = intersection(a, b, xp)
-    union = xp.expand_dims(area(a, xp), -1) + xp.expand_dims(area(b, xp), -2) - shared
-    return shared / xp.maximum(union, _scalar(_TINY_AREA, union, xp))
+    areas = xp.maximum(area(a, xp), _scalar(_TINY_AREA, shared, xp))  # then no union is 0
+    return shared / (xp.expand_dims(areas, -1) + xp.expand_dims(area(b, xp), -2) - shared)
 
 
 def coverage(boxes, regions, xp=np):

@@ -13,6 +13,7 @@ import struct
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -336,6 +337,26 @@ def _strange_values(rng, kind):
         "float_list": (0.0, -0.0, 1.0, 1.5, -0.5, float("nan"), float("inf"), 3.4e38, 1e-45, 0.3),
     }[kind]
     return [choices[rng.integers(len(choices))]]
+
+
+def mutate_picture(rng, data):
+    """Changes or drops a chunk of a PNG and makes its checksum sound again; other images are flipped."""
+    if data[:4] != b"\x89PNG":
+        return _flip(rng, data)
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at + 4 : at + 8 + length])
+        at += 12 + length
+    if not chunks:
+        return _flip(rng, data)
+    index = int(rng.integers(len(chunks)))
+    change = (_flip, _overwrite, _insert, _cut, lambda rng, chunk: b"")[rng.integers(5)]
+    chunks[index] = chunks[index][:4] + change(rng, chunks[index][4:])
+    if rng.random() < 0.2:
+        chunks.insert(int(rng.integers(len(chunks))), chunks.pop(index))
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks if len(c) >= 4)
+    return data[:8] + b"".join(framed)
 
 
 def mutate_shard(rng, data):
@@ -741,7 +762,7 @@ PARSERS = {
     "recipe": Parser(recipe_seeds, read_recipe, structured=mutate_lines),
     "shard": Parser(shard_seeds, read_shard, structured=mutate_shard),
     "example": Parser(example_seeds, read_example, structured=mutate_example),
-    "image": Parser(image_seeds, read_image),
+    "image": Parser(image_seeds, read_image, structured=mutate_picture),
     "label_map": Parser(label_map_seeds, read_label_map, structured=mutate_json),
     "manifest": Parser(manifest_seeds, read_manifest, structured=mutate_json),
     "run": Parser(run_seeds, read_run, structured=mutate_json),
