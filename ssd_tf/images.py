@@ -10,15 +10,13 @@ import contextlib
 import functools
 import io
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ssd_tf import fileio
+from ssd_tf import fileio, png
 from ssd_tf.errors import DataError, shown
 
 MAX_PIXELS = 64_000_000
@@ -92,7 +90,7 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
       exif: "apply" rotates as displayed, "ignore" keeps the pixels as stored, "error" refuses rotated files.
       max_pixels: larger images are refused before they are decoded.
       verify: "structure" follows a JPEG from marker to marker and decodes only what looks wrong; "decode"
-        decodes every file, which takes many times as long. PNGs are always decoded.
+        decodes every file, which takes many times as long. A PNG's pixels are always unpacked.
 
     Returns:
       Picture.
@@ -109,7 +107,7 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
         changes = _needed_changes(image, exif, name)
         if not changes and kind in ("jpeg", "png"):
             width, height = image.size
-            whole = _is_strict_png(_read_chunks(data, name)) if kind == "png" else head is not None
+            whole = png.is_strict(png.read_chunks(data, name)) if kind == "png" else head is not None
             if verify == "decode":
                 _verify(image, data, name)
             if whole:
@@ -221,71 +219,6 @@ def _verify(image, data, name):
     _load(image, data, name)
 
 
-def _read_chunks(data, name):
-    """Returns [(kind, content)] of a PNG up to its end; Pillow shows what TensorFlow, by their checksums, refuses.
-
-    Raises:
-      DataError: a checksum is wrong, or the end is missing.
-    """
-    chunks, at = [], 8
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise DataError(f"bad image: damaged PNG (checksum of the chunk at byte {at:,}): {shown(name)}")
-        chunks.append((kind, data[at + 8 : end]))
-        if kind == b"IEND":
-            return chunks
-        at = end + 4
-    raise DataError(f"bad image: truncated PNG (got {len(data):,} bytes): {shown(name)}")
-
-
-# PNG (ISO 15948): samples of a pixel and their bits by colour type; (left, top, step across, step down) of Adam7.
-_PNG_PIXELS = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)), 4: (2, (8, 16)), 6: (4, (8, 16))}
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-
-
-def _is_strict_png(chunks):
-    """Tells whether a PNG holds its chunks in order and exactly its pixels: then libpng, TensorFlow's, reads it."""
-    kinds = [kind for kind, _ in chunks if kind[0] < ord("a")]  # the others may be anything, anywhere
-    content = dict(reversed(chunks))
-    order = b" ".join(kinds)
-    if not re.fullmatch(rb"IHDR( PLTE)?( IDAT)+ IEND", order) or chunks[0][0] != b"IHDR":
-        return False
-    first, last = (index for index in (_first_index(chunks, b"IDAT"), -_first_index(chunks[::-1], b"IDAT")))
-    if any(kind != b"IDAT" for kind, _ in chunks[first : last or None]) or len(content[b"IHDR"]) != 13:
-        return False
-    width, height, depth, color, compression, filtering, interlace = struct.unpack(">IIBBBBB", content[b"IHDR"])
-    samples, depths = _PNG_PIXELS.get(color, (0, ()))
-    if depth not in depths or compression or filtering or interlace > 1 or (color == 3 and b"PLTE" not in kinds):
-        return False
-    if len(content.get(b"PLTE", b"")) % 3 or len(content.get(b"PLTE", b"")) > 3 << min(depth, 8):
-        return False
-    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
-    sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
-    rows = [(1 + -(-w * samples * depth // 8), h) for w, h in sizes if w > 0 and h > 0]
-    return _holds_rows(b"".join(part for kind, part in chunks if kind == b"IDAT"), rows)
-
-
-def _first_index(chunks, wanted):
-    return next(index for index, (kind, _) in enumerate(chunks) if kind == wanted)
-
-
-def _holds_rows(packed, rows):
-    """Tells whether compressed pixels are `rows`, pairs (bytes of a row, rows), each row with a filter of PNG's."""
-    unpacker, at = zlib.decompressobj(), 0
-    with contextlib.suppress(zlib.error):
-        pixels = unpacker.decompress(packed, sum(size * count for size, count in rows) + 1)
-        for size, count in rows:
-            if max(pixels[at : at + size * count : size], default=5) > 4:
-                return False
-            at += size * count
-        return unpacker.eof and at == len(pixels)
-    return False
-
-
 def _load(image, data, name):
     try:
         with warnings.catch_warnings():
@@ -391,14 +324,19 @@ class _JpegSegments:
         self.progressive = kind == 0xC2
         self.size = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
         self.components = {content[at]: content[at + 1 : at + 3] for at in range(6, len(content), 3)}
-        factors_fit = all(1 <= part[0] >> 4 <= 4 and 1 <= part[0] & 15 <= 4 for part in self.components.values())
+        factors_fit = all(
+            all(1 <= factor <= 4 and max(factors) % factor == 0 for factor in factors)
+            for factors in zip(*((part[0] >> 4, part[0] & 15) for part in self.components.values()))
+        )
         counts_fit = len(content) == 6 + 3 * content[5] and len(self.components) == content[5] > 0
         return content[0] == 8 and 0 not in self.size and factors_fit and counts_fit
 
     def _take_scan(self, content):
         self.num_scans += 1
         parts = list(zip(content[1:-3:2], content[2:-3:2]))
-        first, _, shifts = content[-3:]
+        first, last, shifts = content[-3:]
+        if self.progressive and not _is_progressive_scan(first, last, shifts >> 4, shifts & 15, len(parts)):
+            return False
         needed = {(_DQT, 0, self.components[part][1]) for part, _ in parts if part in self.components}
         for _, tables in parts:
             if first == 0 and not (self.progressive and shifts >> 4):
@@ -407,6 +345,12 @@ class _JpegSegments:
                 needed.add((_DHT, 1, tables & 15))
         fits = len(content) == 4 + 2 * content[0] and 0 < len(parts) == content[0]
         return fits and {part for part, _ in parts} <= self.components.keys() and needed <= self.tables
+
+
+def _is_progressive_scan(first, last, before, now, num_parts):
+    """Tells whether a scan's band of coefficients and its bits, from `before` down to `now`, can be."""
+    band = last == 0 if first == 0 else first <= last < 64 and num_parts == 1
+    return band and now <= 13 and (before == 0 or now == before - 1)
 
 
 @functools.lru_cache(1024)  # most files share a few

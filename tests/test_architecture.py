@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "config": BASE | {"fileio"},
     "fileio": BASE,
     "structures": BASE,
-    "images": BASE | {"fileio"},
+    "images": BASE | {"fileio", "png"},
+    "png": BASE,
     "weight_files": BASE,
     "boxes": BASE,
     "annotations": BASE | {"fileio", "structures"},
@@ -49,7 +50,7 @@ THIRD_PARTY = {
     "PIL": ({"images", "synthesis", "inference.predictor"}, set()),
     "absl": ({"cli"}, set()),
     "numpy": (
-        {*MAY_IMPORT, "api.build"} - {"errors", "config", "fileio", "models", "runs", "cli", "api"},
+        {*MAY_IMPORT, "api.build"} - {"errors", "config", "fileio", "png", "models", "runs", "cli", "api"},
         set(),
     ),
     "faster_coco_eval": ({"evaluation"}, set()),

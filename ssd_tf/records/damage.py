@@ -191,7 +191,10 @@ def find_fault(records):
 
 
 def _check_pixels(data, where):
-    sample = schema.parse(tf.constant(data))
+    try:
+        sample = schema.parse(tf.constant(data))
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # its message holds the record's bytes
+        raise DataError(f"{where}: TensorFlow cannot parse it as a tf.train.Example") from None
     name = sample["source_id"].numpy().decode("utf-8", "surrogateescape")
     where = f"{where} ({shown(name)})" if name else where
     try:

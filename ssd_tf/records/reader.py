@@ -240,7 +240,7 @@ class record_errors:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
+        if isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError, UnicodeDecodeError)):
             damage.find_fault(self.records)
         if isinstance(error, _READ_ERRORS):
             for index, file in enumerate(self.records.files):

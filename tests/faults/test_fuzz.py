@@ -46,12 +46,11 @@ def test_mutations_follow_from_the_seed():
         assert sum(data != seed for data in first for seed in fuzzing.PARSERS[name].seeds()) >= 20
 
 
-def test_try_case_tells_good_outcomes_from_bad(tmp_path):
-    def judge(error=None, value=None):
+def test_try_case_tells_good_outcomes_from_bad(tmp_path, monkeypatch):
+    def judge(error=None):
         def read(folder, data):
             if error:
                 raise error
-            return value and value()
 
         outcome = fuzzing.try_case(fuzzing.Parser(list, read), tmp_path, b"")
         return outcome.kind, outcome.faults
@@ -62,4 +61,8 @@ def test_try_case_tells_good_outcomes_from_bad(tmp_path):
     assert judge(DataError("bad: fuzzed.xml\nmore")) == ("other", ["other"])
     assert judge(DataError("\x1b[2J fuzzed.xml")) == ("other", ["other"])
     assert judge(KeyError("fuzzed")) == ("other", ["other"])
-    assert judge(value=lambda: np.ones(400 << 20, np.uint8)) == ("value", ["large"])
+    monkeypatch.setattr(fuzzing, "_peak_bytes", iter([1 << 30, 2 << 30]).__next__)
+    assert judge() == ("value", ["large"])
+    monkeypatch.setattr(fuzzing, "_peak_bytes", lambda: 0)
+    monkeypatch.setattr(fuzzing.time, "perf_counter", iter([3.0, 4.5]).__next__)
+    assert judge() == ("value", ["slow"])
