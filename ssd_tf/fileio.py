@@ -38,9 +38,10 @@ def output_errors(path):
     try:
         yield
     except OSError as error:
-        if error.errno not in _OUTPUT_FAULTS:
+        if error.errno is None:  # not the system's
             raise
-        raise EnvironmentFault(f"{_OUTPUT_FAULTS[error.errno]}: {shown(path)}") from error
+        reason = _OUTPUT_FAULTS.get(error.errno) or os.strerror(error.errno).lower()
+        raise EnvironmentFault(f"{reason}: {shown(path)}") from error
 
 
 @contextlib.contextmanager
@@ -151,13 +152,12 @@ def claim_output(path, own, inputs=(), overwrite=False, reports=(), clear=True, 
         process holds it.
       EnvironmentFault: not writable.
     """
-    path = Path(path)
-    for source in inputs:
-        if source and Path(source).resolve() == path.resolve():
+    path = make_directory(path)  # also shows whether its links lead anywhere
+    for source in filter(None, inputs):
+        if Path(source).resolve() == path.resolve():
             raise ConfigError(f"the output is the input: {shown(path)}")
-        if source and Path(source).resolve().is_relative_to(path.resolve()):
+        if Path(source).resolve().is_relative_to(path.resolve()):
             raise ConfigError(f"the output holds the input: {shown(source)}")
-    make_directory(path)
     _removable(path, own, overwrite, reports)
     with contextlib.ExitStack() as stack:
         try:

@@ -5,9 +5,7 @@ is imported by the functions that do: converting needs none of it. Both give the
 TensorFlow's "INTEGER_ACCURATE" equals Pillow's decoder.
 """
 
-import bisect
 import contextlib
-import functools
 import io
 import re
 import warnings
@@ -16,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ssd_tf import fileio, png
+from ssd_tf import fileio, jpeg, png
 from ssd_tf.errors import DataError, shown
 
 MAX_PIXELS = 64_000_000
@@ -98,18 +96,18 @@ def standardise(data, name, exif="apply", max_pixels=MAX_PIXELS, verify="structu
     Raises:
       DataError: not an image, truncated, too large or unsupported; the message names the file.
     """
-    head = _follow_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    head = jpeg.follow(data) if data[:2] == b"\xff\xd8" else None
     if verify == "structure" and head is not None and not head.has_metadata and len(head.components) in (1, 3):
         _check_pixels(*head.size, max_pixels, name)
         return Picture(data, "jpeg", *head.size)
     with _open(data, name, max_pixels) as image:
         kind = _FORMATS[image.format]
-        changes = _needed_changes(image, exif, name)
+        changes = _needed_changes(image, data, exif, name)
         if not changes and kind in ("jpeg", "png"):
             width, height = image.size
             whole = png.is_strict(png.read_chunks(data, name)) if kind == "png" else head is not None
             if verify == "decode":
-                _verify(image, data, name)
+                _verify(data, name, max_pixels)
             if whole:
                 return Picture(data, kind, height, width)
             changes = (f"decoded with lib{kind} warnings, encoded again",)
@@ -186,7 +184,7 @@ def _unreadable(error, name):
     return DataError(f"bad image: {reason.splitlines()[0][:120]}: {shown(name)}")
 
 
-def _needed_changes(image, exif, name):
+def _needed_changes(image, data, exif, name):
     changes = []
     orientation = _orientation(image)
     if orientation != 1 and exif == "error":
@@ -195,11 +193,11 @@ def _needed_changes(image, exif, name):
         changes.append("rotated by EXIF" if exif == "apply" else "EXIF orientation removed")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         changes.append("first frame of an animation")
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I") or image.mode == "F" or (image.format == "PNG" and png.bit_depth(data) == 16):
         changes.append("16-bit reduced")
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         changes.append("transparency put on white")
-    elif image.mode not in ("RGB", "L", "P"):
+    elif image.mode not in ("RGB", "L", "P", "F") and not image.mode.startswith("I"):
         changes.append(f"{image.mode} converted to RGB")
     return tuple(changes)
 
@@ -213,10 +211,11 @@ def _orientation(image):
     return 1
 
 
-def _verify(image, data, name):
+def _verify(data, name, max_pixels):
     """Decodes for the errors' sake; a JPEG at an eighth of its size, which still reads every byte."""
-    image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # formats without scales ignore it
-    _load(image, data, name)
+    with _open(data, name, max_pixels) as image:
+        image.draft(None, (image.width // 8 or 1, image.height // 8 or 1))  # formats without scales ignore it
+        _load(image, data, name)
 
 
 def _load(image, data, name):
@@ -254,123 +253,6 @@ def _truncated_images_allowed():
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-
-
-# JPEG markers (ITU-T T.81, table B.1).
-_SOI, _EOI, _SOS, _DQT, _DHT, _DRI, _COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
-_SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
-_APP1 = 0xE1  # EXIF, XMP
-_SKIPPED = {_COM, *range(0xE0, 0xF0)}
-
-
-def is_whole_jpeg(data):
-    """Tells whether a JPEG can be followed soundly from marker to marker to its end, without decoding.
-
-    The segments that decoders give up over are looked at. A fault in the compressed pixels that looks like
-    pixels stays unseen; decoders do not stumble over it either.
-    """
-    return _follow_jpeg(data) is not None
-
-
-def _follow_jpeg(data):
-    """The _JpegSegments of a sound JPEG, or None."""
-    values = np.frombuffer(data, np.uint8)
-    # Between pixels 0xFF is followed by 0 or by a restart marker; fill bytes may precede a marker.
-    places = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] != 0))
-    kinds = values[places + 1]
-    markers = places[((kinds < 0xD0) | (kinds > 0xD7)) & (kinds != 0xFF)].tolist()
-    at, segments = 2, _JpegSegments()
-    while (index := bisect.bisect_left(markers, at)) < len(markers):
-        if markers[index] != at and not segments.num_scans:
-            return None
-        at = markers[index]
-        if data[at + 1] == _EOI:
-            return segments if segments.num_scans else None
-        length = int.from_bytes(data[at + 2 : at + 4])
-        content = data[at + 4 : at + 2 + length]
-        if length < 2 or len(content) != length - 2 or not segments.take(data[at + 1], content):
-            return None
-        at += 2 + length
-    return None
-
-
-class _JpegSegments:
-    """What the segments of a JPEG define, and whether a decoder accepts them."""
-
-    def __init__(self):
-        self.tables, self.components, self.size = set(), {}, (0, 0)
-        self.progressive = self.has_metadata = False
-        self.num_scans = 0
-
-    def take(self, kind, content):
-        """Notes one segment; returns False where a decoder would give up."""
-        if kind == _DRI:
-            return len(content) == 2
-        if kind in _SKIPPED:
-            self.has_metadata |= kind == _APP1
-            return True
-        if kind in (_DQT, _DHT):
-            found = _jpeg_tables(kind, content)
-            self.tables |= found
-            return bool(found)
-        try:
-            if kind in _SOF:
-                return not self.components and self._take_frame(kind, content)
-            return kind == _SOS and self._take_scan(content)
-        except (IndexError, ValueError):  # shorter than it says
-            return False
-
-    def _take_frame(self, kind, content):
-        self.progressive = kind == 0xC2
-        self.size = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
-        self.components = {content[at]: content[at + 1 : at + 3] for at in range(6, len(content), 3)}
-        factors_fit = all(
-            all(1 <= factor <= 4 and max(factors) % factor == 0 for factor in factors)
-            for factors in zip(*((part[0] >> 4, part[0] & 15) for part in self.components.values()))
-        )
-        counts_fit = len(content) == 6 + 3 * content[5] and len(self.components) == content[5] > 0
-        return content[0] == 8 and 0 not in self.size and factors_fit and counts_fit
-
-    def _take_scan(self, content):
-        self.num_scans += 1
-        parts = list(zip(content[1:-3:2], content[2:-3:2]))
-        first, last, shifts = content[-3:]
-        if self.progressive and not _is_progressive_scan(first, last, shifts >> 4, shifts & 15, len(parts)):
-            return False
-        needed = {(_DQT, 0, self.components[part][1]) for part, _ in parts if part in self.components}
-        for _, tables in parts:
-            if first == 0 and not (self.progressive and shifts >> 4):
-                needed.add((_DHT, 0, tables >> 4))
-            if first > 0 or not self.progressive:
-                needed.add((_DHT, 1, tables & 15))
-        fits = len(content) == 4 + 2 * content[0] and 0 < len(parts) == content[0]
-        return fits and {part for part, _ in parts} <= self.components.keys() and needed <= self.tables
-
-
-def _is_progressive_scan(first, last, before, now, num_parts):
-    """Tells whether a scan's band of coefficients and its bits, from `before` down to `now`, can be."""
-    band = last == 0 if first == 0 else first <= last < 64 and num_parts == 1
-    return band and now <= 13 and (before == 0 or now == before - 1)
-
-
-@functools.lru_cache(1024)  # most files share a few
-def _jpeg_tables(kind, content):
-    """{(kind, class, place)} of the tables in a DQT or DHT segment; empty if a decoder would refuse them."""
-    found, at = set(), 0
-    while at < len(content):
-        group, place, counts = content[at] >> 4, content[at] & 15, content[at + 1 : at + 17]
-        if group > 1 or place > 3:
-            return frozenset()
-        if kind == _DQT:
-            at += 65 + 64 * group
-        else:
-            codes = sum(count << (15 - length) for length, count in enumerate(counts))  # of 16 bits
-            symbols = content[at + 17 : at + 17 + sum(counts)]
-            if sum(counts) > 256 or codes >= 1 << 16 or (group == 0 and max(symbols, default=0) > 15):
-                return frozenset()
-            at += 17 + sum(counts)
-        found.add((kind, group if kind == _DHT else 0, place))
-    return frozenset(found) if at == len(content) else frozenset()
 
 
 def _encode(image, kind):

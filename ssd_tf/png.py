@@ -14,6 +14,11 @@ _LAST_FILTER = 4
 _ORDER = re.compile(rb"IHDR(?: \w+)*?(?: PLTE)?(?: \w+)*?(?: IDAT)+(?: \w+)*? IEND")
 
 
+def bit_depth(data):
+    """Returns the bits of a sample as a PNG's header states them."""
+    return data[24]
+
+
 def read_chunks(data, name):
     """Splits a PNG into its chunks.
 

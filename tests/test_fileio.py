@@ -98,14 +98,23 @@ def write_bytes(path, data):
         file.write(data)
 
 
-def test_other_operating_system_errors_are_not_hidden(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EIO, "input/output error"), (errno.EFBIG, "file too large")]
+)
+def test_any_refusal_of_the_operating_system_is_one_line(tmp_path, monkeypatch, number, reason):
     def refuse(descriptor):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="Input/output error"):
-        write_bytes(tmp_path / "a.bin", b"new")
+    path = tmp_path / "a.bin"
+    assert message_of(EnvironmentFault, write_bytes, path, b"new") == f"{reason}: {path}"
     assert names_in(tmp_path) == []
+
+
+def test_output_behind_links_that_lead_nowhere(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    message = message_of(EnvironmentFault, claim, tmp_path / "loop" / "x", ("*",), inputs=(tmp_path,))
+    assert message == f"too many levels of symbolic links: {tmp_path / 'loop' / 'x'}"
 
 
 def test_write_where_no_file_can_be(tmp_path):

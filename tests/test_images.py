@@ -5,12 +5,13 @@ import os
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ssd_tf import images
+from ssd_tf import images, jpeg
 from ssd_tf.errors import DataError
 
 HEIGHT, WIDTH = 24, 40
@@ -382,3 +383,50 @@ def test_resize_to_a_size_known_at_run_time(rule):
 def test_to_uint8_rounds_and_saturates():
     values = tf.constant([-3.0, 0.4, 0.6, 254.6, 255.4, 300.0])
     assert images.to_uint8(values).numpy().tolist() == [0, 0, 1, 255, 255, 255]
+
+
+def test_damaged_files_keep_their_size_when_every_file_is_decoded():
+    data = encode(photo(), "JPEG")
+    for damaged in (data, data[:20] + b"\0\1" + data[20:]):  # bytes between two segments
+        for verify in images.VERIFY_MODES:
+            picture = images.standardise(damaged, "a.jpg", verify=verify)
+            assert (picture.height, picture.width) == stored(picture).shape[:2] == photo().shape[:2]
+            assert (picture.data is damaged) == (damaged is data)
+
+
+def segment(data, kind):
+    """(start, end) of the first JPEG segment of a kind, marker included."""
+    at = 2
+    while data[at + 1] != kind:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return at, at + 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
+def test_fill_bytes_before_a_marker_change_nothing():
+    data = encode(photo(), "JPEG")
+    filled = data[:2] + b"\xff\xff" + data[2:]
+    assert images.standardise(filled, "a.jpg").data is filled
+
+
+@pytest.mark.parametrize("fault", ["one component twice", "more blocks than a unit holds", "no such table"])
+def test_scans_that_decoders_refuse_are_seen(fault):
+    data = bytearray(encode(photo(), "JPEG"))
+    scan, _ = segment(data, 0xDA)
+    frame, _ = segment(data, 0xC0)
+    if fault == "one component twice":
+        data[scan + 7] = data[scan + 5]
+    elif fault == "more blocks than a unit holds":
+        data[frame + 11] = data[frame + 14] = 0x44
+    else:
+        data[scan + 6] = 0x33
+    assert jpeg.follow(bytes(data)) is None
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf.io.decode_jpeg(bytes(data))
+
+
+def test_16_bits_of_a_coloured_png_are_counted():
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (6, 8, 3), np.uint16)
+    data = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+    picture = images.standardise(data, "a.png")
+    assert picture.changes == ("16-bit reduced",)
+    np.testing.assert_array_equal(stored(picture), pixels >> 8)

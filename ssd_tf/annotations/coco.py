@@ -123,7 +123,7 @@ def _without_ballast(row):
     """Drops what is never used as soon as it is parsed: outlines alone are most of a real file."""
     if "segmentation" in row:
         del row["segmentation"]
-    if "file_name" in row:
+    if "file_name" in row and "image_id" not in row:  # an image, not an annotation
         return {key: row[key] for key in _IMAGE_KEYS if key in row}
     return row
 

@@ -1,13 +1,14 @@
 """Annotated images to a records directory, or to two."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 from ssd_tf import fileio
 from ssd_tf.annotations import coco, voc
 from ssd_tf.annotations.annotation_set import BoxRules
-from ssd_tf.errors import ConfigError, suggest
-from ssd_tf.records import holdout, overlap, writer
+from ssd_tf.errors import ConfigError, DataError, suggest
+from ssd_tf.records import encoding, holdout, overlap, writer
 from ssd_tf.structures import LabelMap
 
 FORMATS = ("voc", "coco")
@@ -48,8 +49,7 @@ def convert(
       bbox_format: "pixel", or "normalised" for boxes in fractions of the image.
       fix_boxes: "error" refuses inverted boxes, "swap" exchanges their edges.
       require_pairs: refuse images without annotations and annotations without images.
-      val_fraction: above 0, this share of the images goes to OUTPUT_val and the rest to OUTPUT_train.
-      seed: of the choice.
+      val_fraction, seed: above 0, this share of the images goes to OUTPUT_val and the rest to OUTPUT_train.
       check_overlap: records directory that may share no image with this one, or None.
       overwrite: replace what is in `output`, once the new records are complete.
       resume: go on with a conversion that was interrupted.
@@ -73,7 +73,7 @@ def convert(
         found = voc.read(source, split, *choice)
     else:
         found = coco.read(source, images or _image_folder(source), *choice)
-    chosen = writer.WriteOptions(**options)
+    chosen = _write_options(options)
     about = {
         **{"format": format, "source": str(source), "split": split, "images": images and str(images)},
         **{"classes": list(classes), "label_map": found.label_map.to_json(), "bbox_format": bbox_format},
@@ -84,22 +84,47 @@ def convert(
     if val_fraction:
         kept, held_out = holdout.hold_out(found.examples, val_fraction, seed)
         parts = {f"{output}_train": (kept, found.problems), f"{output}_val": (held_out, ())}
-    results = []
+    results, prepared = [], []
     with contextlib.ExitStack() as stack:
         for part in parts:
-            claim = fileio.claim_output(
-                part, writer.OWN_FILES, inputs, overwrite or resume, (writer.REPORT,), False, force
+            writer.check_not_interrupted(part, overwrite or resume)
+            stack.enter_context(
+                fileio.claim_output(
+                    part, writer.OWN_FILES, inputs, overwrite or resume, writer.REPORTS, clear=False, force=force
+                )
             )
-            writer.check_not_interrupted(stack.enter_context(claim), overwrite or resume)
         for part, (examples, problems) in parts.items():
-            done = writer.find_finished(part, about) if resume else None
-            manifest, report = done or writer.write_records(
-                examples, found.label_map, part, chosen, problems, about, progress, resume, elsewhere
-            )
+            job = (examples, found.label_map, part, chosen)
+            done = writer.find_finished(*job, about, elsewhere) if resume else None
+            if not done:
+                earlier = prepared[-1].report.digests if prepared else {}
+                more = (problems, about, progress, resume, elsewhere, earlier)
+                prepared.append(_prepare(parts, *job, *more))
+            manifest, report = done or (prepared[-1].manifest, prepared[-1].report)
             notes = [f"already finished: {part}"] if done else list(found.notes)
-            counts = {"examples": manifest["examples"], "boxes": manifest["boxes"]}
-            results.append({"output": str(part), **counts, "notes": notes, **report.to_json()})
+            examples = manifest["examples"]
+            results.append({"output": str(part), "examples": examples, "notes": notes, **report.to_json()})
+        for part in prepared:
+            writer.publish(part)
     return {**results[0], "val": results[1]} if val_fraction else results[0]
+
+
+def _prepare(parts, *arguments):
+    """writer.prepare; bad data in one of the parts end the conversion of all."""
+    try:
+        return writer.prepare(*arguments)
+    except DataError:
+        for part in parts:
+            writer.release(part)
+        raise
+
+
+def _write_options(options):
+    known = [field.name for field in dataclasses.fields(encoding.WriteOptions)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown option {name}{suggest(name, known)}")
+    return encoding.WriteOptions(**options)
 
 
 def _check(format, split, images, val_fraction):
@@ -115,7 +140,8 @@ def _check(format, split, images, val_fraction):
 
 def default_output(source, split=""):
     """Returns tfrecords/SOURCE_SPLIT: the last part of the source's path, without suffix."""
-    name = Path(source).resolve().stem
+    source = Path(source).resolve()
+    name = source.name if source.is_dir() else source.stem
     return Path("tfrecords") / (f"{name}_{split}" if split else name)
 
 

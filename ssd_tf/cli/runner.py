@@ -177,14 +177,14 @@ def progress_printer(what, stream=None):
 
     def show(done, total):
         now, tenth = time.monotonic(), done * 10 // max(total, 1)
-        if not begun:  # the first call marks the start: its own duration is unknown
-            begun.append(now)
+        if not begun:  # the first call marks the start: how long what came before took is unknown
+            begun.extend((now, done))
             return
         terminal = stream.isatty()
         if done < total and (now - last[0] < 0.2 if terminal else tenth == last[1]):
             return
         last[:] = now, tenth
-        rate = done / max(now - begun[0], 1e-9)
+        rate = (done - begun[1]) / max(now - begun[0], 1e-9)
         line = f"{what} {done:,}/{total:,}, {rate:,.0f}/s, {(total - done) / max(rate, 1e-9):.0f} s left"
         print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal and done < total else "\n", file=stream)
 

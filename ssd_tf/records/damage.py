@@ -3,19 +3,16 @@ them, others only after TensorFlow has given up on one."""
 
 import itertools
 import os
-import struct
 
-import google_crc32c
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from ssd_tf import images
 from ssd_tf.errors import DataError, EnvironmentFault, is_text, shown
 from ssd_tf.records import schema
+from ssd_tf.records.framing import FOOTER, HEADER, masked_checksum
 
 MAX_CLASSES = 100_000
-_HEADER, _FOOTER = 12, 4  # a record: length (8 bytes), its checksum, the content, its checksum
-_MASK = 0xA282EAD8  # TFRecord stores CRC-32C rotated by 15 bits, plus this (tsl/lib/hash/crc32c.h)
 _ANY_BOX = 2.0  # normalised corners may lie a little outside; pixels lie far outside
 _CURE = "convert again (or ssd-train --skip_corrupt_records)"
 _SINGLE = (schema.ENCODED, schema.SOURCE_ID, schema.HEIGHT, schema.WIDTH)
@@ -55,28 +52,22 @@ def _reason(error):
 
 def _follow(opened, file, index, foreign):
     at, size = 0, os.fstat(opened.fileno()).st_size
-    while header := opened.read(_HEADER):
-        whole = len(header) == _HEADER
-        sound = whole and _is_sound(header[:8], header[8:])
+    while header := opened.read(HEADER):
+        whole = len(header) == HEADER
+        sound = whole and masked_checksum(header[:8]) == header[8:]
         if foreign and at == 0 and not sound:
             kind = ": gzip" if header[:2] == b"\x1f\x8b" else ""
             raise DataError(f"not a TFRecord (starts with {header[:2].hex(' ')}{kind}): {shown(file)}")
         if whole and not sound:
             raise _broken("corrupted", index, at, file)
         length = int.from_bytes(header[:8], "little")
-        if not whole or length > size - at - _HEADER - _FOOTER:
+        if not whole or length > size - at - HEADER - FOOTER:
             raise _broken("truncated", index, at, file)
         content = opened.read(length)
-        if not _is_sound(content, opened.read(_FOOTER)):
-            raise _broken("corrupted", index, at + _HEADER, file)
+        if masked_checksum(content) != opened.read(FOOTER):
+            raise _broken("corrupted", index, at + HEADER, file)
         yield content
-        at += _HEADER + length + _FOOTER
-
-
-def _is_sound(data, checksum):
-    value = google_crc32c.value(data)
-    masked = ((value >> 15 | value << 17) + _MASK) & 0xFFFFFFFF
-    return struct.pack("<I", masked) == checksum
+        at += HEADER + length + FOOTER
 
 
 def _broken(kind, index, at, file):

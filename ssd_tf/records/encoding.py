@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssd_tf import fileio, images
-from ssd_tf.errors import DataError, shown
+from ssd_tf.errors import ConfigError, DataError, shown, suggest
 from ssd_tf.records import normalise, remarks, schema
 from ssd_tf.structures import Problem
+
+ON_ERROR = ("fail", "skip")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class WriteOptions:
     on_error: str = "fail"
     max_skipped: float = 0.01
     workers: int = 0
+
+    def __post_init__(self):
+        choices = {"exif": images.EXIF_MODES, "verify": images.VERIFY_MODES, "on_error": ON_ERROR}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"--{name}: {value!r} is none of {', '.join(allowed)}{suggest(value, allowed)}")
+        if self.workers < 0 or self.max_skipped < 0 or self.max_pixels < 1:
+            raise ConfigError("--workers and --max_skipped are at least 0, --max_pixels at least 1")
 
     def deciding(self):
         """Returns those options that decide the bytes of a record, by name."""

@@ -2,6 +2,8 @@
 
 import hashlib
 
+from ssd_tf.errors import DataError
+
 
 def hold_out(examples, fraction, seed):
     """Chooses the examples to validate on.
@@ -16,13 +18,19 @@ def hold_out(examples, fraction, seed):
 
     Returns:
       (list of Examples to train on, list of Examples to validate on), each in the order given.
+
+    Raises:
+      DataError: fewer than two examples.
     """
+
+    if len(examples) < 2:
+        raise DataError(f"--val_fraction needs two images or more, found {len(examples)}")
 
     def rank(example):
         return hashlib.sha256(f"{seed}:{example.source_id}".encode("utf-8", "surrogateescape")).digest()
 
     count = min(max(round(len(examples) * fraction), 1), len(examples) - 1)
-    chosen = {example.source_id for example in sorted(examples, key=rank)[: max(count, 0)]}
+    chosen = {example.source_id for example in sorted(examples, key=rank)[:count]}
     parts = ([], [])
     for example in examples:
         parts[example.source_id in chosen].append(example)

@@ -7,10 +7,9 @@ from google.protobuf.message import DecodeError
 
 from ssd_tf import fileio
 from ssd_tf.errors import DataError, shown
-from ssd_tf.records import schema
+from ssd_tf.records import framing, schema
 
 _MANIFEST = "manifest.json"
-_HEADER, _FOOTER = 12, 4  # a record: length (8 bytes), its checksum, the content, its checksum
 
 
 def read_digests(records_dir):
@@ -54,15 +53,9 @@ def _shards(folder):
 def _read_records(path):
     """Yields the records of one shard as bytes."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            while header := file.read(_HEADER):
-                length = int.from_bytes(header[:8], "little")
-                if len(header) < _HEADER or length > size - file.tell() - _FOOTER:
-                    raise DataError(
-                        f"truncated or corrupted record at byte {file.tell() - len(header)}: {shown(path)}"
-                    )
-                yield file.read(length)
-                file.seek(_FOOTER, os.SEEK_CUR)
+        for _, record, _ in framing.read_frames(path):
+            yield record
+    except ValueError as error:
+        raise DataError(f"{error}: {shown(path)}") from None
     except OSError as error:
         raise DataError(f"cannot read: {os.strerror(error.errno or 0).lower()}: {shown(path)}") from None

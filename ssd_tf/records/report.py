@@ -71,6 +71,14 @@ class Report:
         for digest, source_id in other.digests.items():
             self._add_digest(digest, source_id)
 
+    def compare(self, earlier):
+        """Notes the images that stand in another set of the same data too: {digest: source id}."""
+        for digest, source_id in self.digests.items():
+            if digest in earlier:
+                self.duplicates.append(
+                    f"same image bytes in both sets: {shown(earlier[digest])} and {shown(source_id)}"
+                )
+
     def to_json(self):
         """Returns the content of convert_report.json."""
         return {

@@ -103,8 +103,8 @@ def read_texts(serialized, keys):
 
 
 def split(serialized):
-    """Returns (head, data, tail) of a record that `encode` made; a DecodeError if it is no tf.train.Example."""
-    data = _example_message().FromString(serialized).features.feature[ENCODED].bytes_list.value[0]
+    """Returns (head, data, tail) of a record that `encode` made; DecodeError or ValueError if it is none."""
+    (data,) = _example_message().FromString(serialized).features.feature[ENCODED].bytes_list.value
     at = serialized.index(data)
     return serialized[:at], data, serialized[at + len(data) :]
 

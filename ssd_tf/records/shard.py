@@ -5,26 +5,21 @@ bytes: a conversion that was killed goes on after the shards whose state and dig
 """
 
 import contextlib
-import functools
 import hashlib
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 from google.protobuf.message import DecodeError
 
 from ssd_tf import fileio
 from ssd_tf.errors import DataError
-from ssd_tf.records import encoding, schema
+from ssd_tf.records import encoding, framing, schema
 from ssd_tf.records.report import Report
 from ssd_tf.structures import LabelMap
 
 # Raised whenever equal input gives other bytes than before.
 _FORMAT = 1
-_CHECKSUM_DELTA = 0xA282EAD8  # TFRecord's masked CRC-32C (tsl/lib/hash/crc32c.h)
-_FRAME = 16  # bytes around each record
 _TICK = 64  # images between two signs of life
 
 
@@ -58,13 +53,12 @@ def write_shard(job, tick):
     Raises:
       EnvironmentFault: disk full or not writable; nothing is left behind.
     """
-    fingerprint = _fingerprint(job)
-    done = _finished(job, fingerprint)
+    inputs = fingerprint(job)
+    done = _find_done(job, inputs)
     if done is None:
         entry, report = _write(job, tick)
-        fileio.write_json(
-            state_path(job.path), {"fingerprint": fingerprint, "entry": entry, "report": report.to_state()}
-        )
+        entry["inputs"] = inputs
+        fileio.write_json(state_path(job.path), {"entry": entry, "report": report.to_state()})
         return entry, report
     tick(len(job.examples))
     return done
@@ -91,23 +85,17 @@ def _write(job, tick):
 
 
 class _RecordWriter:
-    """TFRecord framing: length, its checksum, the record, its checksum.
-
-    Without TensorFlow, whose start-up takes longer than converting ten thousand images.
-    """
+    """Writes records, each framed, without TensorFlow: its start takes longer than ten thousand images."""
 
     def __init__(self, file):
         self._file, self._digest, self.size = file, hashlib.sha256(), 0
 
     def write(self, head, data, tail, data_digest):
-        size = len(head) + len(data) + len(tail)
-        length = struct.pack("<Q", size)
-        head = length + masked_checksum(length) + head
-        tail += masked_checksum(head[12:], data, tail)
-        self._digest.update(head + data_digest + tail)
-        for part in (head, data, tail):
+        header, footer = framing.frame(head, data, tail)
+        self._digest.update(header + head + data_digest + tail + footer)
+        for part in (header + head, data, tail + footer):
             self._file.write(part)
-        self.size += size + _FRAME
+            self.size += len(part)
 
     def digest(self):
         """Hexadecimal SHA-256 of the shard, each image standing in it by its own: no byte is hashed twice."""
@@ -117,35 +105,32 @@ class _RecordWriter:
 def read_digest(path):
     """Returns a shard's digest as it stands on the disk; a DecodeError or ValueError if it is damaged."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while header := file.read(12):
-            record = file.read(int.from_bytes(header[:8], "little"))
-            head, data, tail = schema.split(record)
-            digest.update(header + head + hashlib.sha256(data).digest() + tail + file.read(4))
+    for header, record, footer in framing.read_frames(path):
+        head, data, tail = schema.split(record)
+        digest.update(header + head + hashlib.sha256(data).digest() + tail + footer)
     return digest.hexdigest()
 
 
-def masked_checksum(*parts):
-    """Returns TFRecord's checksum of some bytes, as it is stored: CRC-32C, rotated by 15 bits, plus a constant."""
-    value = functools.reduce(google_crc32c.extend, parts, 0)
-    return struct.pack("<I", ((value >> 15 | value << 17) + _CHECKSUM_DELTA) & 0xFFFFFFFF)
-
-
-def _finished(job, fingerprint):
+def _find_done(job, inputs):
     """(entry, Report) of a shard that stands there already, else None."""
     state = state_path(job.path)
     if not state.exists():
         return None
     with contextlib.suppress(DataError, DecodeError, OSError, KeyError, TypeError, ValueError, OverflowError):
         found = fileio.read_json(state)
-        same = found["fingerprint"] == fingerprint and os.path.getsize(job.path) == found["entry"]["bytes"]
-        if same and read_digest(job.path) == found["entry"]["digest"]:
-            return found["entry"], Report.from_state(found["report"])
+        entry = found["entry"]
+        if entry["inputs"] == inputs and is_intact(job.path, entry):
+            return entry, Report.from_state(found["report"])
     return None
 
 
-def _fingerprint(job):
-    """Digest of all that decides a shard's bytes; images stand for themselves by size and time of change."""
+def is_intact(path, entry):
+    """Tells whether a shard is still what its manifest entry says; a DecodeError or ValueError if it is none."""
+    return os.path.getsize(path) == entry["bytes"] and read_digest(path) == entry["digest"]
+
+
+def fingerprint(job):
+    """Returns a digest of all that decides a shard's bytes; of images, their size and time of change."""
     digest = hashlib.sha256(
         repr((_FORMAT, job.options.deciding(), job.label_map)).encode("utf-8", "surrogatepass")
     )
@@ -154,7 +139,8 @@ def _fingerprint(job):
         with contextlib.suppress(OSError, ValueError):
             status = os.stat(example.image)
             stamp = status.st_size, status.st_mtime_ns
-        texts = (example.source_id, example.image, example.names, example.unit, example.size)
+        name = os.path.basename(example.image)
+        texts = (example.source_id, name, example.names, example.unit, example.size)
         digest.update(repr((stamp, texts, example.dropped, example.swapped)).encode("utf-8", "surrogatepass"))
         for values in (example.boxes, example.difficult, example.crowd, example.truncated, example.area):
             digest.update(b"-" if values is None else values.tobytes())

@@ -106,7 +106,12 @@ def _send(pipe, value):
 
 
 def main():
-    """Writes the shards that the parent process asks for, until it asks no more."""
+    """Writes the shards that the parent process asks for, until it asks no more or is gone."""
+    with contextlib.suppress(BrokenPipeError):
+        _serve()
+
+
+def _serve():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not end up among the answers

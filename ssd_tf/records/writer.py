@@ -11,31 +11,65 @@ import contextlib
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_tf import fileio
 from ssd_tf.errors import ConfigError, DataError, shown
-from ssd_tf.records import worker
-from ssd_tf.records.encoding import WriteOptions
+from ssd_tf.records import overlap, worker
+from ssd_tf.records.encoding import WriteOptions  # noqa: F401 - callers find it here
 from ssd_tf.records.report import Report
-from ssd_tf.records.shard import ShardJob
-
-__all__ = ["WriteOptions", "write_records"]
+from ssd_tf.records.shard import ShardJob, fingerprint
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LABEL_MAP = "label_map.json"
 REPORT = "convert_report.json"
+FAILED_REPORT = "convert_report_failed.json"  # beside good records, which have a report of their own
+REPORTS = (REPORT, FAILED_REPORT)
 STAGING = ".incoming"
-OWN_FILES = ("*-?????-of-?????.tfrecord", MANIFEST, LABEL_MAP, REPORT)
+_INPUTS = ".inputs.json"  # fingerprints of what the shards were made of; times of change are in them
+OWN_FILES = ("*-?????-of-?????.tfrecord", MANIFEST, LABEL_MAP, *REPORTS)
+_RELEASED = "released"  # in the hidden directory: its conversion ended in good order, the next may build on it
 _SHARD_BYTES = 64 << 20
 _LISTED = 20  # problems shown with an error
 
 
-def write_records(
-    examples, label_map, output, options, problems=(), about=None, progress=None, resume=False, elsewhere=None
+@dataclass(frozen=True)
+class Prepared:
+    """Records that are complete and found good, but not yet where they belong.
+
+    Attributes:
+      output: their directory.
+      manifest: content of manifest.json.
+      report: Report.
+    """
+
+    output: Path
+    manifest: dict
+    report: Report
+
+
+def write_records(*arguments, **options):
+    """Writes a records directory: `prepare` with these arguments, then `publish`; returns (manifest, Report)."""
+    prepared = prepare(*arguments, **options)
+    publish(prepared)
+    return prepared.manifest, prepared.report
+
+
+def prepare(
+    examples,
+    label_map,
+    output,
+    options,
+    problems=(),
+    about=None,
+    progress=None,
+    resume=False,
+    elsewhere=None,
+    earlier=None,
 ):
-    """Writes a records directory.
+    """Converts everything; what `output` held before still stands.
 
     Args:
       examples: sequence of Examples, in the order they are to be stored.
@@ -46,21 +80,23 @@ def write_records(
       about: dict stored in the manifest: where the data came from.
       progress: function (done, total), called now and then, or None.
       resume: keep the sound shards of a conversion that was interrupted.
-      elsewhere: {SHA-256: source id} of images that must not be among these, or None.
+      elsewhere: {SHA-256 as text: source id} of images that must not be among these, or None.
+      earlier: digests of a Report: images of the other part of the same data set; equal ones are reported.
 
     Returns:
-      (manifest dict, Report).
+      Prepared.
 
     Raises:
       DataError: a bad image with on_error="fail", more than max_skipped, nothing left, or an image of
-        `elsewhere`. What `output` held before still stands, beside the report.
-      EnvironmentFault: disk full or not writable; what is written so far is kept for `resume`.
+        `elsewhere`; a report is left. EnvironmentFault: disk full or not writable. What is converted by then is
+        kept for the next try.
     """
     output = Path(output)
-    staging = _prepare_staging(output, resume)
     total_bytes = sum(_file_size(example.image) for example in examples)
-    fileio.check_free_space(output, int(total_bytes * 1.02))
-    jobs = _plan(examples, label_map, staging, options, output.resolve().name, total_bytes)
+    staged = sum(_file_size(path) for path in (output / STAGING).glob("*.tfrecord")) if resume else 0
+    fileio.check_free_space(output, int(total_bytes * 1.02) - staged)
+    staging = _prepare_staging(output, resume)
+    jobs = _plan(examples, label_map, output, options, total_bytes)
     report, entries = Report(problems=list(problems)), []
     tick = _Ticker(len(examples), progress)
     num_workers = min(options.workers or _num_cores(), len(jobs))
@@ -68,53 +104,101 @@ def write_records(
         for entry, part in written:
             entries.append(entry)
             report.merge(part)
+    report.compare(earlier or {})
+    name = FAILED_REPORT if (output / MANIFEST).exists() else REPORT
     try:
-        _judge(report, len(examples) + len(problems), options, elsewhere or {})
+        _judge(report, len(examples) + len(problems), options, elsewhere or {}, name)
     except DataError:
-        shutil.rmtree(staging)
-        fileio.write_json(output / REPORT, report.to_json())
+        fileio.write_json(output / name, report.to_json())
+        release(output)
         raise
+    fileio.write_json(staging / _INPUTS, [entry.pop("inputs") for entry in entries])
     manifest = _manifest(output.resolve().name, label_map, entries, report, about or {})
     fileio.write_json(staging / LABEL_MAP, label_map.to_json())
     fileio.write_json(staging / REPORT, report.to_json())
     fileio.write_json(staging / MANIFEST, manifest)
-    _publish(staging, output, [entry["file"] for entry in entries])
-    return manifest, report
+    return Prepared(output, manifest, report)
+
+
+def publish(prepared):
+    """Puts prepared records in the place of earlier ones: their manifest goes first, the new one comes last."""
+    output, staging = prepared.output, prepared.output / STAGING
+    with fileio.output_errors(output):
+        (output / MANIFEST).unlink(missing_ok=True)
+        fileio.sync_directory(output)
+        for pattern in OWN_FILES:
+            for old in output.glob(pattern):
+                old.unlink()
+        for name in (*(entry["file"] for entry in prepared.manifest["shards"]), LABEL_MAP, REPORT, _INPUTS):
+            os.replace(staging / name, output / name)
+        fileio.sync_directory(output)
+        fileio.commit(staging / MANIFEST, output / MANIFEST)
+        shutil.rmtree(staging)
+
+
+def release(output):
+    """Lets the next conversion build on what an unsuccessful one has left, without being asked."""
+    staging = Path(output) / STAGING
+    if staging.exists():
+        with fileio.output_errors(output):
+            (staging / _RELEASED).touch()
 
 
 def check_not_interrupted(output, accepted):
-    """Raises ConfigError if an interrupted conversion lies in `output`, unless that is `accepted`."""
-    if (Path(output) / STAGING).exists() and not accepted:
+    """Raises ConfigError if a conversion to `output` was killed, unless that is `accepted`."""
+    staging = Path(output) / STAGING
+    if accepted or not staging.exists() or (staging / _RELEASED).exists():
+        return
+    with contextlib.suppress(fileio.InUse), fileio.directory_lock(output):  # else it still runs
         raise ConfigError(
             f"a conversion to {shown(output)} was interrupted; --resume goes on with it, --overwrite starts again"
         )
 
 
-def find_finished(output, about):
-    """Returns (manifest, Report) of a conversion that has been finished, or None.
+def find_finished(examples, label_map, output, options, about, elsewhere=None):
+    """Finds out whether a conversion has been finished before.
+
+    Args:
+      As for `prepare`.
+
+    Returns:
+      (manifest, Report), or None.
 
     Raises:
-      ConfigError: it was another one than `about` says.
+      ConfigError: another one has been finished there. DataError: its shards are damaged.
     """
     output = Path(output)
     if not (output / MANIFEST).exists() or (output / STAGING).exists():
         return None
     manifest = fileio.read_json(output / MANIFEST)
-    before = manifest.get("about", {})
-    for key, value in about.items():
-        if before.get(key) != value:
-            raise ConfigError(f"{shown(output)} holds another conversion ({key} differs); --overwrite replaces it")
-    state = {**fileio.read_json(output / REPORT), "images": manifest["examples"], "digests": {}}
-    return manifest, Report.from_state(state)
+    total_bytes = sum(_file_size(example.image) for example in examples)
+    jobs = _plan(examples, label_map, output, options, total_bytes)
+    inputs = fileio.read_json(output / _INPUTS) if (output / _INPUTS).exists() else None
+    same = {key: manifest.get("about", {}).get(key) == value for key, value in about.items()}
+    same.update({"source": True, "images": True})  # a place may be spelled in many ways
+    same["images or annotations"] = inputs == [fingerprint(job) for job in jobs]
+    different = [key for key, equal in same.items() if not equal]
+    if different:
+        raise ConfigError(
+            f"{shown(output)} holds another conversion (other {different[0]}); --overwrite replaces it"
+        )
+    for entry in manifest["shards"]:
+        if _file_size(output / entry["file"]) != entry["bytes"]:
+            raise DataError(f"{entry['file']} is damaged; --overwrite converts again: {shown(output)}")
+    state = {**fileio.read_json(output / REPORT), "images": manifest["examples"]}
+    report = Report.from_state({**state, "digests": overlap.read_digests(output) if elsewhere else {}})
+    _refuse_shared(report, elsewhere or {})
+    return manifest, report
 
 
 def _prepare_staging(output, resume):
-    """Makes the hidden directory; with `resume` it keeps the whole shards of before."""
+    """Makes the hidden directory; with `resume`, or when it was released, it keeps the whole shards of before."""
     staging = output / STAGING
     with fileio.output_errors(output):
-        if not resume and staging.exists():
+        if staging.exists() and not resume and not (staging / _RELEASED).exists():
             shutil.rmtree(staging)
         staging.mkdir(exist_ok=True)
+        (staging / _RELEASED).unlink(missing_ok=True)
         for leftover in staging.glob(".*.tmp-*"):  # of processes that were killed
             leftover.unlink()
         for state in staging.glob("*.json"):  # killed while publishing: some shards have moved already
@@ -134,13 +218,14 @@ def _num_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _plan(examples, label_map, folder, options, name, total_bytes):
+def _plan(examples, label_map, output, options, total_bytes):
     """The ShardJobs: as many as the bytes ask for, of equal numbers of examples."""
+    name = output.resolve().name
     num_shards = min(max(1, math.ceil(total_bytes / _SHARD_BYTES)), max(1, len(examples)))
     edges = [len(examples) * index // num_shards for index in range(num_shards + 1)]
     return [
         ShardJob(
-            str(folder / f"{name}-{index:05d}-of-{num_shards:05d}.tfrecord"),
+            str(output / STAGING / f"{name}-{index:05d}-of-{num_shards:05d}.tfrecord"),
             tuple(examples[edges[index] : edges[index + 1]]),
             label_map,
             options,
@@ -161,13 +246,13 @@ class _Ticker:
             self._progress(self._done, self._total)
 
 
-def _judge(report, total, options, elsewhere):
+def _judge(report, total, options, elsewhere, report_name):
     """Raises DataError if too much was wrong for a usable data set."""
     skipped = len(report.problems)
     if skipped and options.on_error == "fail":
         more = f" (and {skipped - 1} more)" if skipped > 1 else ""
         others = [problem.message for problem in report.problems[1:_LISTED]]
-        others.append(f"{REPORT} lists all {skipped}; --on_error=skip leaves them out")
+        others.append(f"{report_name} lists all {skipped}; --on_error=skip leaves them out")
         raise DataError(report.problems[0].message + more, others)
     allowed = options.max_skipped if options.max_skipped >= 1 else options.max_skipped * total
     if not report.num_images:
@@ -180,6 +265,11 @@ def _judge(report, total, options, elsewhere):
         )
     if not report.num_boxes:
         raise DataError(f"no objects in any of the {report.num_images} images")
+    _refuse_shared(report, elsewhere)
+
+
+def _refuse_shared(report, elsewhere):
+    """Raises DataError if an image stands in the other records too."""
     found = ((own, elsewhere.get(digest.hex())) for digest, own in report.digests.items()) if elsewhere else ()
     shared = [f"{shown(own)} = {shown(other)}" for own, other in found if other is not None]
     if shared:
@@ -199,18 +289,3 @@ def _manifest(name, label_map, shards, report, about):
         "label_map": label_map.to_json(),
         "shards": shards,
     }
-
-
-def _publish(staging, output, shards):
-    """Puts the finished files in the place of earlier ones: their manifest goes first, the new one comes last."""
-    with fileio.output_errors(output):
-        (output / MANIFEST).unlink(missing_ok=True)
-        fileio.sync_directory(output)
-        for pattern in OWN_FILES:
-            for old in output.glob(pattern):
-                old.unlink()
-        for name in (*shards, LABEL_MAP, REPORT):
-            os.replace(staging / name, output / name)
-        fileio.sync_directory(output)
-        fileio.commit(staging / MANIFEST, output / MANIFEST)
-        shutil.rmtree(staging)

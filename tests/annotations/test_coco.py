@@ -509,3 +509,13 @@ def test_written_results_are_read_back_equal(tmp_path):
         np.testing.assert_array_equal(found.scores[rows], expected.scores)
         owner_ids = np.array([7, 3, 90])[expected.classes - 1]
         np.testing.assert_array_equal(found.category_ids[rows], owner_ids)
+
+
+def test_annotations_that_name_their_file_too(tmp_path):
+    content = make_content()
+    for row in content["annotations"]:
+        row["file_name"] = "b.jpg"
+    for first, second in zip(
+        read(tmp_path, content).examples, read(tmp_path, make_content()).examples, strict=True
+    ):
+        assert_equal(first, second)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import ssd_tf
 from ssd_tf import runs
+from ssd_tf.api import convert
 from ssd_tf.cli import runner
 
 FLAGS = {
@@ -530,3 +531,26 @@ def test_commands_change_no_input(path):
     visible = {entry.name for entry in path.shapes.iterdir() if not entry.name.startswith(".")}
     assert visible == {"images", "annotations.json"}
     assert Path(path.records, "manifest.json").exists()
+
+
+def test_progress_counts_from_its_first_call(monkeypatch):
+    times = iter([100.0, 101.0, 102.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(times))
+    stream = io.StringIO()
+    show = runner.progress_printer("images", stream)
+    for done in (64, 74, 84):
+        show(done, 100)
+    assert stream.getvalue().splitlines() == [
+        "images 74/100, 10/s, 3 s left",
+        "images 84/100, 10/s, 2 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "output"),
+    [("v1.2", True, "v1.2"), ("v1.2", False, "v1"), ("instances.json", False, "instances")],
+)
+def test_default_output_takes_the_whole_name_of_a_folder(tmp_path, name, folder, output):
+    (tmp_path / name).mkdir() if folder else (tmp_path / name).touch()
+    assert convert.default_output(tmp_path / name) == Path("tfrecords") / output
+    assert convert.default_output(tmp_path / name, "val") == Path("tfrecords") / f"{output}_val"

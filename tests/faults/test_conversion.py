@@ -12,7 +12,8 @@ import pytest
 from fault_helpers import CONVERT, call, fault, succeed, visible, voc_xml
 
 from ssd_tf import fileio
-from ssd_tf.records import writer
+from ssd_tf.annotations import voc as voc_files
+from ssd_tf.records import holdout, overlap, writer
 
 # The real command on shards so small that four pictures make four, killed at the N-th time that NAME is called.
 KILLED = """
@@ -94,7 +95,7 @@ def test_row_57_disk_full_in_the_middle(voc, whole, monkeypatch):
         ("os", "replace", 13),  # while the finished files move to their places
         ("report.Report", "merge", 2),
         ("writer", "_judge", 1),
-        ("writer", "_publish", 1),
+        ("writer", "publish", 1),
         ("os", "replace", 14),
     ],
 )
@@ -128,7 +129,38 @@ def test_row_58_resuming_what_is_finished_or_was_never_begun(voc, whole):
     assert "already finished: rec" in out.splitlines()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     message = fault("convert", *CONVERT, "--resume", "--classes=red", code=2)
-    assert message == "rec holds another conversion (classes differs); --overwrite replaces it"
+    assert message == "rec holds another conversion (other classes); --overwrite replaces it"
+
+
+def test_row_58_finished_conversion_is_looked_at_again(voc, whole):
+    succeed("convert", *CONVERT)
+    shard, image = Path("rec/rec-00001-of-00004.tfrecord"), voc / "JPEGImages" / "000001.jpg"
+    succeed("convert", "--format=voc", f"--input={voc.resolve()}", *CONVERT[2:], "--resume")
+    shard.rename("elsewhere")
+    message = fault("convert", *CONVERT, "--resume", code=3)
+    assert message == f"{shard.name} is damaged; --overwrite converts again: rec"
+    Path("elsewhere").rename(shard)
+    succeed("convert", *CONVERT[:-1], "--output=again")
+    code, _, err = call("convert", *CONVERT, "--resume", "--check_overlap=again")
+    message = err[0]
+    assert code == 3
+    assert message == "4 images are in the other records too (here = there): 000000 = 000000"
+    image.write_bytes(image.read_bytes() + b"more")
+    message = fault("convert", *CONVERT, "--resume", code=2)
+    assert message == "rec holds another conversion (other images or annotations); --overwrite replaces it"
+
+
+def test_conversion_that_failed_goes_on_without_being_asked(voc, whole):
+    image = voc / "JPEGImages" / "000002.jpg"
+    data, status = image.read_bytes(), image.stat()
+    image.write_bytes(b"")
+    fault("convert", *CONVERT, code=3)
+    kept = Path("rec/.incoming/rec-00000-of-00004.tfrecord").stat().st_ino
+    image.write_bytes(data)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    succeed("convert", *CONVERT)
+    assert contents(Path("rec")) == whole
+    assert Path("rec/rec-00000-of-00004.tfrecord").stat().st_ino == kept
 
 
 def test_row_59_output_is_the_input_or_not_empty(voc, whole):
@@ -150,8 +182,12 @@ def test_failed_overwriting_keeps_the_earlier_records(voc, whole):
     (voc / "JPEGImages" / "000001.jpg").write_bytes(b"")
     fault("convert", *CONVERT, "--overwrite", code=3)
     after = contents(Path("rec"))
-    assert json.loads(after.pop("convert_report.json"))["skipped"]
-    assert after == {name: data for name, data in whole.items() if name != "convert_report.json"}
+    assert json.loads(after.pop("convert_report_failed.json"))["skipped"]
+    assert after == whole
+    succeed("convert", *CONVERT, "--overwrite", "--on_error=skip", "--max_skipped=1")
+    after = contents(Path("rec"))
+    assert json.loads(after["manifest.json"])["examples"] == 3
+    assert "convert_report_failed.json" not in after
 
 
 def test_resume_and_overwrite_exclude_each_other(voc):
@@ -178,6 +214,40 @@ def test_flat_folder_split_in_two(voc):
     assert fault("convert", *argv, code=2) == (
         "tf/flat_train is not empty; pass --overwrite to replace what is in it"
     )
+
+
+def flat_folder(voc, numbers):
+    flat = Path("flat")
+    flat.mkdir()
+    for index in numbers:
+        (flat / f"{index}.xml").write_text(voc_xml([("red", 5, 5, 30, 20)]))
+        (flat / f"{index}.jpg").write_bytes((voc / "JPEGImages" / "000000.jpg").read_bytes() + bytes([index]))
+    return flat
+
+
+def ids(folder):
+    return set(overlap.read_digests(folder).values())
+
+
+def test_split_in_two_is_replaced_as_a_whole_or_not_at_all(voc):
+    flat = flat_folder(voc, range(10))
+    argv = ("--format=voc", "--input=flat", "--output=tf/flat", "--val_fraction=.3")
+    succeed("convert", *argv)
+    before = ids("tf/flat_train"), ids("tf/flat_val")
+    other = holdout.hold_out(voc_files.read("flat").examples, 0.3, 1)[1][0].source_id
+    (flat / f"{other}.jpg").write_bytes(b"")
+    fault("convert", *argv, "--seed=1", "--overwrite", code=3)
+    assert (ids("tf/flat_train"), ids("tf/flat_val")) == before
+    assert len(before[0]) == 7 and len(before[1]) == 3 and not before[0] & before[1]
+
+
+def test_row_18_same_bytes_in_both_parts_of_a_split(voc):
+    flat = flat_folder(voc, range(10))
+    for index in range(10):
+        (flat / f"{index}.jpg").write_bytes((voc / "JPEGImages" / "000000.jpg").read_bytes())
+    out = succeed("convert", "--format=voc", "--input=flat", "--output=tf/flat", "--val_fraction=.3")
+    assert len([line for line in out.splitlines() if line.startswith("same image bytes in both sets: ")]) == 1
+    assert len([line for line in out.splitlines() if line.startswith("same image bytes under two ids: ")]) == 8
 
 
 def test_row_18_image_that_stands_in_the_other_set(voc):

@@ -4,13 +4,14 @@ import gzip
 import json
 import shutil
 
+import google_crc32c
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from ssd_tf.errors import ConfigError, DataError
-from ssd_tf.records import reader, schema, writer
+from ssd_tf.records import damage, reader, schema, writer
 from ssd_tf.structures import Example, LabelMap
 
 LABELS = LabelMap(("cat", "dog"), (17, 18))
@@ -161,7 +162,7 @@ def test_a_flipped_bit_is_found_when_the_shard_is_read(folder):
 
 def test_an_interrupted_conversion_is_refused(folder):
     (folder / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"^conversion was interrupted; .*--overwrite: .*set$"):
+    with pytest.raises(DataError, match=r"^conversion was interrupted; .*--resume or delete: .*set$"):
         reader.open_records(folder)
 
 
@@ -335,4 +336,29 @@ def test_foreign_bytes_are_named(tmp_path):
     with tf.io.TFRecordWriter(str(path)) as out:
         out.write(b"\xff no example")
     with pytest.raises(DataError, match=r"^record 0 of shard 0: not a tf\.train\.Example: .*a\.tfrecord$"):
+        reader.open_records(path)
+
+
+def test_records_that_only_protobuf_can_parse_are_named(tmp_path):
+    path = foreign(tmp_path / "a.record", row())
+    good = next(damage.read_shard(path, 0))
+    with tf.io.TFRecordWriter(str(path)) as out:
+        out.write(good)
+        out.write(good + b"\x0a\x02\x18\x01")  # a field that nobody knows, and a message that is no text
+    records = reader.open_records(path)
+    with pytest.raises(DataError) as caught:
+        reader.read_examples(records)
+    expected = f"record 1 of shard 0: TensorFlow cannot parse it as a tf.train.Example: {path}"
+    assert str(caught.value) == expected
+
+
+def test_a_record_that_claims_a_terabyte_is_refused(tmp_path):
+    path = foreign(tmp_path / "a.record", row())
+    length = (1 << 40).to_bytes(8, "little")
+    value = google_crc32c.value(length)
+    masked = ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    size = path.stat().st_size
+    with open(path, "ab") as file:
+        file.write(length + masked.to_bytes(4, "little") + b"abc")
+    with pytest.raises(DataError, match=rf"^truncated record in shard 0 at byte {size}: .*a\.record$"):
         reader.open_records(path)

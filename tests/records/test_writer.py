@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ssd_tf.errors import DataError, EnvironmentFault
+from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
 from ssd_tf.records import holdout, overlap, reader, worker, writer
 from ssd_tf.structures import Example, LabelMap, Problem
 
@@ -166,11 +166,11 @@ def test_the_manifest_tells_what_was_written(examples, tmp_path):
     }
     assert json.loads((output / "convert_report.json").read_text()) == report.to_json()
     assert report.num_negatives == 2
-    assert not [entry for entry in output.iterdir() if entry.name.startswith(".")]
+    assert [entry.name for entry in output.iterdir() if entry.name.startswith(".")] == [".inputs.json"]
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_two_conversions_give_the_same_bytes_with_any_number_of_workers(examples, tmp_path, monkeypatch):
@@ -316,7 +316,10 @@ def test_nothing_to_write_is_an_error(examples, tmp_path):
         convert([], tmp_path / "none")
     check_nothing_looks_finished(tmp_path / "none")
     break_image(examples[1])
-    with pytest.raises(DataError, match=r"^no usable example \(0 of 1\); the first that cannot be used: bad image: .*image 1\.jpg$"):
+    with pytest.raises(
+        DataError,
+        match=r"^no usable example \(0 of 1\); the first that cannot be used: bad image: .*image 1\.jpg$",
+    ):
         convert(examples[1:2], tmp_path / "skipped", on_error="skip", max_skipped=1)
     check_nothing_looks_finished(tmp_path / "skipped")
 
@@ -356,7 +359,7 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(examples, tmp_path, 
     assert contents(output) == contents(tmp_path / "whole" / "set")
 
 
-@pytest.mark.parametrize("change", ["image", "shard", "state", "labels", "options"])
+@pytest.mark.parametrize("change", ["image", "shard", "zeros", "length", "state", "labels", "options"])
 def test_only_shards_that_still_hold_are_kept(examples, tmp_path, monkeypatch, change):
     monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
     output, labels, options = tmp_path / "set", LABELS, {}
@@ -367,6 +370,11 @@ def test_only_shards_that_still_hold_are_kept(examples, tmp_path, monkeypatch, c
         draw_image(examples[1].image, 99)
     elif change == "shard":
         shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    elif change == "zeros":
+        shard.write_bytes(bytes(shard.stat().st_size))
+    elif change == "length":  # the record claims to be 2^56 bytes longer
+        data = shard.read_bytes()
+        shard.write_bytes(data[:7] + bytes([data[7] ^ 1]) + data[8:])
     elif change == "state":
         shard.with_suffix(".json").write_text("{")
     elif change == "labels":
@@ -410,7 +418,7 @@ def test_earlier_records_stand_until_better_ones_are_complete(examples, tmp_path
     with pytest.raises(DataError):
         convert(examples, output)
     after = contents(output)
-    assert after.pop("convert_report.json") != before.pop("convert_report.json")
+    assert json.loads(after.pop("convert_report_failed.json"))["skipped"]
     assert after == before
     convert(examples[:3], output)
     assert reader.open_records(output).num_examples == 3
@@ -433,6 +441,43 @@ def test_a_module_in_the_working_directory_is_never_imported(examples, tmp_path,
     assert not (tmp_path / "executed").exists()
 
 
+def test_full_disk_before_the_start_is_no_interrupted_conversion(examples, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.fileio, "check_free_space", lambda *_: stop_after(0)(0, 0))
+        with pytest.raises(Stopped):
+            convert(examples, tmp_path / "set")
+    writer.check_not_interrupted(tmp_path / "set", accepted=False)
+    convert(examples, tmp_path / "set")
+
+
+def test_space_asked_for_is_what_is_still_missing(examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_SHARD_BYTES", 1)
+    asked = []
+    monkeypatch.setattr(writer.fileio, "check_free_space", lambda _, needed: asked.append(needed))
+    output, total = tmp_path / "set", sum(len(open_bytes(example.image)) for example in examples)
+    with pytest.raises(Stopped):
+        convert(examples, output, progress=stop_after(4))
+    staged = sum(path.stat().st_size for path in (output / ".incoming").glob("*.tfrecord"))
+    convert(examples, output, resume=True)
+    assert asked == [int(total * 1.02), int(total * 1.02) - staged]
+    assert 0 < staged < total
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "fial"}, "--on_error: 'fial' is none of fail, skip (did you mean fail?)"),
+        ({"exif": "aply"}, "--exif: 'aply' is none of apply, ignore, error (did you mean apply?)"),
+        ({"verify": "decoed"}, "--verify: 'decoed' is none of structure, decode (did you mean decode?)"),
+        ({"workers": -1}, "--workers and --max_skipped are at least 0, --max_pixels at least 1"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ConfigError) as caught:
+        writer.WriteOptions(**options)
+    assert str(caught.value) == message
+
+
 def test_images_of_the_other_set_are_an_error(examples, tmp_path):
     convert(examples[:3], tmp_path / "train")
     digests = overlap.read_digests(tmp_path / "train")
@@ -452,6 +497,8 @@ def test_the_images_held_out_follow_from_the_seed(fraction, held_out):
     assert sorted([*train, *val], key=examples.index) == examples
     assert holdout.hold_out(examples[::-1], fraction, 3)[1] == val[::-1]
     assert holdout.hold_out(examples, fraction, 4)[1] != val
+    with pytest.raises(DataError, match=r"^--val_fraction needs two images or more, found 1$"):
+        holdout.hold_out(examples[:1], fraction, 3)
 
 
 def test_exif_modes_reach_the_images(tmp_path):
