@@ -109,6 +109,7 @@ def _load(call):
     """Imports the api function; what TensorFlow prints at its start is shown only if the import fails."""
     module, function = call.split(":")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     with _held_stderr():
         return getattr(importlib.import_module(module), function)
 

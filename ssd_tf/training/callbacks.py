@@ -136,6 +136,10 @@ class Log:
         left = (self.settings.steps - step) * (now - self.begun) / max(step - self.start, 1)
         self.write_line(_progress_line(row, self.settings.steps, left))
 
+    def leave_out(self, seconds):
+        """Keeps a pause out of the images a second."""
+        self.last_time += seconds
+
     def add(self, row):
         """Appends one row to both files."""
         self.rows.append(row)
@@ -228,8 +232,9 @@ class Checkpoints:
         with self.signals.leaving_at_once(_saved(step)):
             result = self.validate()
         value, metric = result["mAP"], result["metric"]
-        text = "n/a" if value is None else f"{value:.4f}"
-        self.log.write_line(f"step {step}: validation mAP {text} ({metric}, {time.perf_counter() - begun:.1f} s)")
+        text, seconds = "n/a" if value is None else f"{value:.4f}", time.perf_counter() - begun
+        self.log.write_line(f"step {step}: validation mAP {text} ({metric}, {seconds:.1f} s)")
+        self.log.leave_out(seconds)
         if value is not None and (self.best is None or value > self.best["value"]):
             self.best = runs.mark_best(self.run.path, step, metric, value)
         self.log.add({"step": step, "mAP": value})  # last: this row says that the validation is complete

@@ -22,9 +22,13 @@ from ssd_tf.cli import runner
 FLAGS = {
     "convert": {
         *("format", "input", "split", "images", "output", "classes", "label_map", "overwrite", "on_error"),
-        *("max_skipped", "exif", "max_pixels", "workers"),
+        *("max_skipped", "exif", "max_pixels", "workers", "verify", "val_fraction", "seed", "check_overlap"),
+        *("resume", "force", "fix_boxes", "bbox_format", "allow_gaps", "require_pairs"),
     },
-    "train": {"config", "train", "val", "run_dir", "set", "list_recipes"},
+    "train": {
+        *("config", "train", "val", "run_dir", "set", "list_recipes", "deterministic", "check_anchors"),
+        "skip_corrupt_records",
+    },
     "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size"},
     "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold"},
     "synthesize": {
