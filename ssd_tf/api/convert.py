@@ -1,7 +1,6 @@
 """Annotated images to a records directory, or to two."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 from ssd_tf import fileio
@@ -73,7 +72,7 @@ def convert(
         found = voc.read(source, split, *choice)
     else:
         found = coco.read(source, images or _image_folder(source), *choice)
-    chosen = _write_options(options)
+    chosen = encoding.WriteOptions.of(options)
     about = {
         **{"format": format, "source": str(source), "split": split, "images": images and str(images)},
         **{"classes": list(classes), "label_map": found.label_map.to_json(), "bbox_format": bbox_format},
@@ -84,47 +83,42 @@ def convert(
     if val_fraction:
         kept, held_out = holdout.hold_out(found.examples, val_fraction, seed)
         parts = {f"{output}_train": (kept, found.problems), f"{output}_val": (held_out, ())}
-    results, prepared = [], []
+    accepted = overwrite or resume
     with contextlib.ExitStack() as stack:
         for part in parts:
-            writer.check_not_interrupted(part, overwrite or resume)
-            stack.enter_context(
-                fileio.claim_output(
-                    part, writer.OWN_FILES, inputs, overwrite or resume, writer.REPORTS, clear=False, force=force
-                )
-            )
-        for part, (examples, problems) in parts.items():
-            job = (examples, found.label_map, part, chosen)
-            done = writer.find_finished(*job, about, elsewhere) if resume else None
-            if not done:
-                earlier = prepared[-1].report.digests if prepared else {}
-                more = (problems, about, progress, resume, elsewhere, earlier)
-                prepared.append(_prepare(parts, *job, *more))
-            manifest, report = done or (prepared[-1].manifest, prepared[-1].report)
-            notes = [f"already finished: {part}"] if done else list(found.notes)
-            examples = manifest["examples"]
-            results.append({"output": str(part), "examples": examples, "notes": notes, **report.to_json()})
-        for part in prepared:
-            writer.publish(part)
+            writer.check_not_interrupted(part, accepted)
+            claim = fileio.claim_output(part, writer.OWN_FILES, inputs, accepted, writer.REPORTS, False, force)
+            stack.enter_context(claim)
+        rest = {"about": about, "progress": progress, "resume": resume, "elsewhere": elsewhere}
+        results = _convert_parts(parts, found, chosen, rest)
     return {**results[0], "val": results[1]} if val_fraction else results[0]
 
 
-def _prepare(parts, *arguments):
+def _convert_parts(parts, found, chosen, rest):
+    """Prepares every part, then publishes them; returns their results."""
+    results, prepared = [], []
+    for part, (examples, problems) in parts.items():
+        job = (examples, found.label_map, part, chosen)
+        done = writer.find_finished(*job, rest["about"], rest["elsewhere"]) if rest["resume"] else None
+        if not done:
+            earlier = prepared[-1].report.digests if prepared else {}
+            prepared.append(_prepare(parts, *job, problems=problems, earlier=earlier, **rest))
+        manifest, report = done or (prepared[-1].manifest, prepared[-1].report)
+        notes = [f"already finished: {part}"] if done else list(found.notes)
+        results.append({"output": str(part), "examples": manifest["examples"], "notes": notes, **report.to_json()})
+    for part in prepared:
+        writer.publish(part)
+    return results
+
+
+def _prepare(parts, *job, **rest):
     """writer.prepare; bad data in one of the parts end the conversion of all."""
     try:
-        return writer.prepare(*arguments)
+        return writer.prepare(*job, **rest)
     except DataError:
         for part in parts:
             writer.release(part)
         raise
-
-
-def _write_options(options):
-    known = [field.name for field in dataclasses.fields(encoding.WriteOptions)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown option {name}{suggest(name, known)}")
-    return encoding.WriteOptions(**options)
 
 
 def _check(format, split, images, val_fraction):

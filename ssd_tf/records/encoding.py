@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -41,6 +41,15 @@ class WriteOptions:
                 raise ConfigError(f"--{name}: {value!r} is none of {', '.join(allowed)}{suggest(value, allowed)}")
         if self.workers < 0 or self.max_skipped < 0 or self.max_pixels < 1:
             raise ConfigError("--workers and --max_skipped are at least 0, --max_pixels at least 1")
+
+    @classmethod
+    def of(cls, values):
+        """Returns the options in a dict; ConfigError names one that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown option {name}{suggest(name, known)}")
+        return cls(**values)
 
     def deciding(self):
         """Returns those options that decide the bytes of a record, by name."""

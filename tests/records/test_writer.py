@@ -469,12 +469,13 @@ def test_space_asked_for_is_what_is_still_missing(examples, tmp_path, monkeypatc
         ({"on_error": "fial"}, "--on_error: 'fial' is none of fail, skip (did you mean fail?)"),
         ({"exif": "aply"}, "--exif: 'aply' is none of apply, ignore, error (did you mean apply?)"),
         ({"verify": "decoed"}, "--verify: 'decoed' is none of structure, decode (did you mean decode?)"),
+        ({"max_skippd": 3}, "unknown option max_skippd (did you mean max_skipped?)"),
         ({"workers": -1}, "--workers and --max_skipped are at least 0, --max_pixels at least 1"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(ConfigError) as caught:
-        writer.WriteOptions(**options)
+        writer.WriteOptions.of(options)
     assert str(caught.value) == message
 
 
