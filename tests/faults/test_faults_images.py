@@ -335,7 +335,7 @@ def test_row_15_odd_names(folder, stem, escaped):
     Path(f"flat/{stem}.jpg").write_bytes(b"")
     message = fault("convert", *argv, "--overwrite", code=3)
     assert message == f"bad image: empty file: flat/{escaped}.jpg"
-    assert json.loads(Path("rec/convert_report.json").read_text())["skipped"][0]["message"] == message
+    assert json.loads(Path("rec/convert_report_failed.json").read_text())["skipped"][0]["message"] == message
 
 
 def test_row_15_long_names(folder):
