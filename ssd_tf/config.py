@@ -216,15 +216,23 @@ def load_config(recipe=None, overrides=()):
     return _build(values) if changed else from_dict(values, recipe or "config")
 
 
+def _recipe_folder():
+    """Where the recipes lie: in the installed package, or beside it where a checkout is used as it stands."""
+    try:
+        return importlib.resources.files("ssd_tf.recipes")
+    except ModuleNotFoundError:
+        return Path(__file__).parents[1] / "configs"
+
+
 def list_recipes():
     """Returns the names of the recipes that come with the package, sorted."""
-    files = importlib.resources.files("ssd_tf.recipes").iterdir()
+    files = _recipe_folder().iterdir()
     return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
 
 
 def describe_recipe(name):
     """Returns one line on a recipe of the package: its header up to the first full stop, colon or bracket."""
-    text = (importlib.resources.files("ssd_tf.recipes") / f"{name}.toml").read_text("utf-8")
+    text = (_recipe_folder() / f"{name}.toml").read_text("utf-8")
     header = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
     return re.split(r"[.:;] | \(", " ".join(line[2:] for line in header) + " ")[0]
 
@@ -242,7 +250,7 @@ def _read_recipe(recipe):
             raise ConfigError(
                 f"unknown recipe {shown(recipe)!r}{suggest(recipe, names)}; there are: {', '.join(names)}"
             )
-        text = (importlib.resources.files("ssd_tf.recipes") / f"{recipe}.toml").read_text("utf-8")
+        text = (_recipe_folder() / f"{recipe}.toml").read_text("utf-8")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits

@@ -356,3 +356,14 @@ def test_from_dict_names_the_file_of_damaged_settings():
 def test_config_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         configs.Config().train.batch_size = 3
+
+
+def test_recipes_of_a_checkout_that_shadows_the_installed_package(monkeypatch):
+    names = configs.list_recipes()
+
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(configs.importlib.resources, "files", missing)
+    assert configs.list_recipes() == names
+    assert configs.load_config("quickstart").model.backbone == "tiny_ssd"

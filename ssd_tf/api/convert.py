@@ -1,12 +1,13 @@
 """Annotated images to a records directory, or to two."""
 
 import contextlib
+import signal
 from pathlib import Path
 
 from ssd_tf import fileio
 from ssd_tf.annotations import coco, voc
 from ssd_tf.annotations.annotation_set import BoxRules
-from ssd_tf.errors import ConfigError, DataError, suggest
+from ssd_tf.errors import ConfigError, DataError, Interrupted, suggest
 from ssd_tf.records import encoding, holdout, overlap, writer
 from ssd_tf.structures import LabelMap
 
@@ -89,7 +90,8 @@ def convert(
             writer.check_not_interrupted(part, accepted)
             claim = fileio.claim_output(part, writer.OWN_FILES, inputs, accepted, writer.REPORTS, False, force)
             stack.enter_context(claim)
-        rest = {"about": about, "progress": progress, "resume": resume, "elsewhere": elsewhere}
+        rest = {"about": about, "resume": resume, "elsewhere": elsewhere}
+        rest["progress"] = progress and writer.overall(progress, len(found.examples))
         results = _convert_parts(parts, found, chosen, rest)
     return {**results[0], "val": results[1]} if val_fraction else results[0]
 
@@ -115,6 +117,9 @@ def _prepare(parts, *job, **rest):
     """writer.prepare; bad data in one of the parts end the conversion of all."""
     try:
         return writer.prepare(*job, **rest)
+    except KeyboardInterrupt:
+        message = "interrupted; the same command with --resume goes on after the last complete shard"
+        raise Interrupted(message, signal.SIGINT) from None
     except DataError:
         for part in parts:
             writer.release(part)

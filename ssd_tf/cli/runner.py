@@ -122,6 +122,8 @@ def _held_stderr():
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (KeyboardInterrupt, SsdError):  # says itself what there is to say
+            raise
         except BaseException:
             os.dup2(kept, 2)
             held.seek(0)
@@ -168,6 +170,9 @@ def check_checkpoint(values):
         raise ConfigError(f"--checkpoint: expected latest, best or step-N, got {values.checkpoint!r}")
 
 
+_SETTLED = 0.5  # seconds before a rate means something
+
+
 def progress_printer(what, stream=None):
     """Returns a function (done, total) that prints "what n/N, rate, time left" now and then.
 
@@ -180,6 +185,8 @@ def progress_printer(what, stream=None):
         now, tenth = time.monotonic(), done * 10 // max(total, 1)
         if not begun:  # the first call marks the start: how long what came before took is unknown
             begun.extend((now, done))
+            return
+        if done < total and now - begun[0] < _SETTLED:
             return
         terminal = stream.isatty()
         if done < total and (now - last[0] < 0.2 if terminal else tenth == last[1]):

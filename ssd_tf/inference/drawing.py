@@ -243,7 +243,7 @@ def draw_validation(images, truths, detections, label_map, score_threshold, step
         labels = [f"{label_map.name(c)} {s:.2f}" for c, s in zip(found.classes[:most], found.scores)]
         pictures.append(draw_boxes(picture, found.boxes[:most] * factors, labels, found.classes[:most]))
         drawn = f", the best {most} drawn" if len(found) > most else ""
-        captions += [f"truth: {shown(truth.source_id)}", f"{len(found)} predicted{drawn}"]
+        captions += [f"image {shown(truth.source_id)}: truth", f"{len(found)} predicted{drawn}"]
     title = f"validation at step {step:,}: truth beside predictions with a score of {score_threshold:.3g} or more"
     return picture_grid(pictures, captions, min(4, len(pictures)), title)
 

@@ -64,7 +64,7 @@ def open_records(where, skip_corrupt=False):
       ConfigError: a glob that matches nothing.
       EnvironmentFault: a shard cannot be read.
     """
-    sets = [_open_one(part, skip_corrupt) for part in str(where).split(",") if part]
+    sets = [_open_one(part.strip(), skip_corrupt) for part in str(where).split(",") if part.strip()]
     if not sets:
         raise ConfigError("no records given")
     for part in sets[1:]:

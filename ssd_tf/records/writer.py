@@ -234,6 +234,17 @@ def _plan(examples, label_map, output, options, total_bytes):
     ]
 
 
+def overall(progress, total):
+    """Returns progress over several parts, whose own counts begin at 0 again: function (done, any number)."""
+    done = [0, 0]  # of earlier parts, of this one
+
+    def show(count, _):
+        done[:] = (done[0] + done[1], count) if count < done[1] else (done[0], count)
+        progress(sum(done), total)
+
+    return show
+
+
 class _Ticker:
     """Turns counts of images done into progress."""
 

@@ -514,3 +514,13 @@ def test_exif_modes_reach_the_images(tmp_path):
     assert features(tmp_path / "ignore")[0]["image/height"] == [30]
     with pytest.raises(DataError, match="EXIF orientation 6"):
         convert([example], tmp_path / "error", exif="error")
+
+
+def test_progress_over_two_parts():
+    calls = []
+    show = writer.overall(lambda *call: calls.append(call), 10)
+    for done in (3, 7):
+        show(done, 7)
+    for done in (2, 3):
+        show(done, 3)
+    assert calls == [(3, 10), (7, 10), (9, 10), (10, 10)]
