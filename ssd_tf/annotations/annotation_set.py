@@ -15,6 +15,7 @@ from ssd_tf.structures import Example, LabelMap, Problem
 
 BAD_ANNOTATION = "bad annotation"
 UNKNOWN_CLASS = "unknown class"
+_FARTHEST = 1e9  # pixels; the areas of such boxes are still exact enough
 BBOX_FORMATS = ("pixel", "normalised")
 BOX_FIXES = ("error", "swap")
 _FAR = 2  # a fraction of the image beyond this was never meant as one
@@ -174,7 +175,7 @@ def finite_number(value, what):
 
 
 def finite_numbers(values, names, where=""):
-    """Returns numbers or numeric texts as floats; the first that is none is a DataError with its name.
+    """Returns a box's numbers or numeric texts as floats; the first that cannot be one is a DataError.
 
     Args:
       values: a list or tuple.
@@ -185,8 +186,11 @@ def finite_numbers(values, names, where=""):
         numbers = [float(value) for value in values]
     except (TypeError, ValueError, OverflowError):
         numbers = [math.nan]
-    if all(map(math.isfinite, numbers)) and bool not in map(type, values):
+    if all(abs(number) <= _FARTHEST for number in numbers) and bool not in map(type, values):
         return numbers
+    for name, number in zip(names, numbers):
+        if _FARTHEST < abs(number) < math.inf:
+            raise DataError(f"{where}{name} is far outside of any image: {number:g}")
     return [finite_number(value, f"{where}{name}") for value, name in zip(values, names, strict=True)]
 
 

@@ -153,7 +153,7 @@ def test_outlines_are_dropped_while_the_file_is_parsed(tmp_path):
         ({"bbox": [1, 2, 3, -0.5]}, "annotation 1: height -0.5 < 0"),
         ({"bbox": ["abc", 2, 3, 4]}, "annotation 1: x is not a finite number: 'abc'"),
         ({"bbox": [1, 2, 3, True]}, "annotation 1: height is not a finite number: True"),
-        ({"bbox": [1e308, 2, 1.7e308, 4]}, "annotation 1: bbox: xmax is not a finite number: inf"),
+        ({"bbox": [1e308, 2, 1.7e308, 4]}, "annotation 1: x is far outside of any image: 1e+308"),
     ],
 )
 def test_bad_boxes_are_problems(tmp_path, change, message):
@@ -519,3 +519,13 @@ def test_annotations_that_name_their_file_too(tmp_path):
         read(tmp_path, content).examples, read(tmp_path, make_content()).examples, strict=True
     ):
         assert_equal(first, second)
+
+
+def test_boxes_whose_area_no_number_holds(tmp_path):
+    row = {"image_id": 9, "category_id": 1, "bbox": [0, 0, 1e308, 5], "score": 0.5}
+    with pytest.raises(DataError, match=r"^instances\.json: entry 1: width is far outside of any image: 1e\+308$"):
+        coco.read_results(write_json(tmp_path, [row]))
+    content = make_content()
+    content["annotations"][0]["bbox"] = [-2e9, 0, 5, 5]
+    (problem,) = read(tmp_path, content).problems
+    assert problem.message == "annotation 1: x is far outside of any image: -2e+09: image 9 in instances.json"
