@@ -403,10 +403,12 @@ def test_a_conversion_killed_while_it_moves_its_shards_goes_on(examples, tmp_pat
         patch.setattr(os, "replace", stop_in_the_middle)
         with pytest.raises(Stopped):
             convert(examples, output)
-    assert len(list(output.glob("*.tfrecord"))) == 3
+    moved = {path.name: path.stat().st_ino for path in output.glob("*.tfrecord")}
+    assert len(moved) == 3
     with pytest.raises(DataError, match=r"^conversion was interrupted"):
         reader.open_records(output)
     convert(examples, output, resume=True)
+    assert {name: (output / name).stat().st_ino for name in moved} == moved
     assert contents(output) == contents(tmp_path / "whole" / "set")
 
 
