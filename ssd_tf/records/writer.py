@@ -92,18 +92,13 @@ def prepare(
         kept for the next try.
     """
     output = Path(output)
-    total_bytes = sum(_file_size(example.image) for example in examples)
+    total_bytes = _total_bytes(examples)
     staged = sum(_file_size(path) for path in (output / STAGING).glob("*.tfrecord")) if resume else 0
     fileio.check_free_space(output, int(total_bytes * 1.02) - staged)
     staging = _prepare_staging(output, resume)
     jobs = _plan(examples, label_map, output, options, total_bytes)
-    report, entries = Report(problems=list(problems)), []
-    tick = _Ticker(len(examples), progress)
-    num_workers = min(options.workers or _num_cores(), len(jobs))
-    with contextlib.closing(worker.write_shards(jobs, num_workers, tick)) as written:
-        for entry, part in written:
-            entries.append(entry)
-            report.merge(part)
+    report = Report(problems=list(problems))
+    entries = _write_shards(jobs, report, options, _Ticker(len(examples), progress))
     report.compare(earlier or {})
     name = FAILED_REPORT if (output / MANIFEST).exists() else REPORT
     try:
@@ -118,6 +113,16 @@ def prepare(
     fileio.write_json(staging / REPORT, report.to_json())
     fileio.write_json(staging / MANIFEST, manifest)
     return Prepared(output, manifest, report)
+
+
+def _write_shards(jobs, report, options, tick):
+    """Writes the shards, adds what happened to `report`, and returns their manifest entries."""
+    entries, num_workers = [], min(options.workers or _num_cores(), len(jobs))
+    with contextlib.closing(worker.write_shards(jobs, num_workers, tick)) as written:
+        for entry, part in written:
+            entries.append(entry)
+            report.merge(part)
+    return entries
 
 
 def publish(prepared):
@@ -171,8 +176,7 @@ def find_finished(examples, label_map, output, options, about, elsewhere=None):
     if not (output / MANIFEST).exists() or (output / STAGING).exists():
         return None
     manifest = fileio.read_json(output / MANIFEST)
-    total_bytes = sum(_file_size(example.image) for example in examples)
-    jobs = _plan(examples, label_map, output, options, total_bytes)
+    jobs = _plan(examples, label_map, output, options, _total_bytes(examples))
     inputs = fileio.read_json(output / _INPUTS) if (output / _INPUTS).exists() else None
     same = {key: manifest.get("about", {}).get(key) == value for key, value in about.items()}
     same.update({"source": True, "images": True})  # a place may be spelled in many ways
@@ -206,6 +210,10 @@ def _prepare_staging(output, resume):
             if moved.exists() and not (output / MANIFEST).exists():
                 os.replace(moved, staging / moved.name)
     return staging
+
+
+def _total_bytes(examples):
+    return sum(_file_size(example.image) for example in examples)
 
 
 def _file_size(path):
