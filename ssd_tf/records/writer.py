@@ -17,7 +17,6 @@ from pathlib import Path
 from ssd_tf import fileio
 from ssd_tf.errors import ConfigError, DataError, shown
 from ssd_tf.records import overlap, worker
-from ssd_tf.records.encoding import WriteOptions  # noqa: F401 - callers find it here
 from ssd_tf.records.report import Report
 from ssd_tf.records.shard import ShardJob, fingerprint
 
@@ -75,7 +74,7 @@ def prepare(
       examples: sequence of Examples, in the order they are to be stored.
       label_map: LabelMap that knows every class name.
       output: directory that holds nothing but what an earlier conversion wrote; its last part names the shards.
-      options: WriteOptions.
+      options: encoding.WriteOptions.
       problems: Problems found before (annotations that could not be read); they count as skipped images.
       about: dict stored in the manifest: where the data came from.
       progress: function (done, total), called now and then, or None.

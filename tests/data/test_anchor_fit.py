@@ -5,7 +5,7 @@ from PIL import Image
 
 from ssd_tf import config as configs
 from ssd_tf.data import anchor_fit
-from ssd_tf.records import reader, writer
+from ssd_tf.records import encoding, reader, writer
 from ssd_tf.structures import Example, LabelMap
 
 ANCHORS = np.float32([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]])
@@ -38,7 +38,7 @@ def test_report_by_class(tmp_path):
         [Example("a", str(tmp_path / "a.png"), boxes, names, difficult=hard)],
         labels,
         tmp_path,
-        writer.WriteOptions(workers=1),
+        encoding.WriteOptions(workers=1),
     )
     records = reader.open_records(tmp_path)
     assert anchor_fit.describe(records, ANCHORS, configs.Config()) == [

@@ -12,7 +12,7 @@ from PIL import Image
 from ssd_tf import config as configs
 from ssd_tf.boxes import anchors
 from ssd_tf.data import pipeline
-from ssd_tf.records import reader, writer
+from ssd_tf.records import encoding, reader, writer
 from ssd_tf.structures import Example, LabelMap
 
 NUM_IMAGES = 11
@@ -48,7 +48,7 @@ def records(tmp_path_factory):
     output.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "_SHARD_BYTES", sum(os.path.getsize(e.image) for e in examples) // 3 + 1)
-        writer.write_records(examples, LABELS, output, writer.WriteOptions(workers=1))
+        writer.write_records(examples, LABELS, output, encoding.WriteOptions(workers=1))
     opened = reader.open_records(output)
     assert len(opened.files) == 3
     return opened
@@ -246,7 +246,7 @@ def test_one_record_is_enough(tmp_path):
     output = tmp_path / "one"
     output.mkdir()
     examples = draw_examples(tmp_path / "images", 2)[1:]
-    writer.write_records(examples, LABELS, output, writer.WriteOptions(workers=1))
+    writer.write_records(examples, LABELS, output, encoding.WriteOptions(workers=1))
     opened = reader.open_records(output)
     images, _, _ = take(opened, make_config(augmented=False, train__batch_size=3), 1)[0]
     assert images[:, 0, 0, 0].tolist() == [grey(1)] * 3

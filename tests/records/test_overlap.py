@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ssd_tf.errors import DataError
-from ssd_tf.records import overlap, writer
+from ssd_tf.records import encoding, overlap, writer
 from ssd_tf.structures import Example, LabelMap
 
 SHARD = "set-00000-of-00001.tfrecord"
@@ -24,7 +24,7 @@ def written(tmp_path):
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
         examples.append(Example(f"id {index} é", str(path), [[1, 2, 20, 30]], ("dog",)))
     (tmp_path / "set").mkdir()
-    writer.write_records(examples, LabelMap(("dog",)), tmp_path / "set", writer.WriteOptions(workers=1))
+    writer.write_records(examples, LabelMap(("dog",)), tmp_path / "set", encoding.WriteOptions(workers=1))
     return tmp_path / "set", digests
 
 
@@ -46,7 +46,7 @@ def test_digests_of_several_shards(written, tmp_path, monkeypatch):
         Example(str(index), str(tmp_path / f"{index}.png"), [[1, 2, 20, 30]], ("dog",)) for index in (1, 0)
     ]
     (tmp_path / "two").mkdir()
-    writer.write_records(examples, LabelMap(("dog",)), tmp_path / "two", writer.WriteOptions(workers=1))
+    writer.write_records(examples, LabelMap(("dog",)), tmp_path / "two", encoding.WriteOptions(workers=1))
     assert len(list((tmp_path / "two").glob("*.tfrecord"))) == 2
     assert list(overlap.read_digests(tmp_path / "two").items()) == [(written[1][1], "1"), (written[1][0], "0")]
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ssd_tf.errors import ConfigError, DataError
-from ssd_tf.records import damage, reader, schema, writer
+from ssd_tf.records import damage, encoding, reader, schema, writer
 from ssd_tf.structures import Example, LabelMap
 
 LABELS = LabelMap(("cat", "dog"), (17, 18))
@@ -36,7 +36,7 @@ def convert(examples, output, labels=LABELS):
     output.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "_SHARD_BYTES", 300)
-        writer.write_records(examples, labels, output, writer.WriteOptions(workers=1))
+        writer.write_records(examples, labels, output, encoding.WriteOptions(workers=1))
     return output
 
 

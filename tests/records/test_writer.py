@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
-from ssd_tf.records import holdout, overlap, reader, worker, writer
+from ssd_tf.records import encoding, holdout, overlap, reader, worker, writer
 from ssd_tf.structures import Example, LabelMap, Problem
 
 LABELS = LabelMap(("cat", "dog"), (17, 18))
@@ -69,7 +69,7 @@ def convert(
     **options,
 ):
     output.mkdir(parents=True, exist_ok=True)
-    chosen = writer.WriteOptions(**{"workers": 1, **options})
+    chosen = encoding.WriteOptions(**{"workers": 1, **options})
     return writer.write_records(examples, labels, output, chosen, problems, about, progress, resume, elsewhere)
 
 
@@ -477,7 +477,7 @@ def test_space_asked_for_is_what_is_still_missing(examples, tmp_path, monkeypatc
 )
 def test_wrong_options(options, message):
     with pytest.raises(ConfigError) as caught:
-        writer.WriteOptions.of(options)
+        encoding.WriteOptions.of(options)
     assert str(caught.value) == message
 
 

@@ -6,7 +6,7 @@ import small_network
 from PIL import Image
 
 from ssd_tf.models import registry
-from ssd_tf.records import writer
+from ssd_tf.records import encoding, writer
 from ssd_tf.structures import Example, LabelMap
 
 # Class, and yxyx pixels, of the objects of each 64 x 64 image.
@@ -51,7 +51,7 @@ def drawn_records(tmp_path_factory, drawn_images):
         examples.append(Example(source_id=str(index), image=str(path), boxes=np.array(boxes), names=names))
     output = folder / "records"
     output.mkdir()
-    writer.write_records(examples, LabelMap(("red", "blue")), output, writer.WriteOptions())
+    writer.write_records(examples, LabelMap(("red", "blue")), output, encoding.WriteOptions())
     return output
 
 
