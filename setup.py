@@ -34,7 +34,8 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.23"],
         "tensorboard": ["tensorboard>=2.20,<2.23"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "pycocotools>=2.0.8", "ruff>=0.14"],
+        "import": ["safetensors>=0.4"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "pycocotools>=2.0.8", "ruff>=0.14", "safetensors>=0.4"],
     },
     entry_points={
         "console_scripts": [

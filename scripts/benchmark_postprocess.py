@@ -25,7 +25,7 @@ def main():
     options = parser.parse_args()
     settings = configs.PostprocessConfig()
     outputs, anchors = trained_outputs(options.batch, options.anchors, options.classes)
-    boxes, scores = (tf.constant(part) for part in postprocess.decode_scores(outputs, anchors))
+    boxes, scores = (tf.constant(part) for part in postprocess.decode_scores(outputs, anchors, True))
     limits = (settings.max_detections, settings.max_detections, settings.nms_iou, settings.score_threshold)
 
     @tf.function
@@ -46,7 +46,7 @@ def main():
     @tf.function
     def whole(logits, deltas):
         values = {"class_logits": logits, "box_deltas": deltas}
-        return postprocess.postprocess(values, anchors, settings)
+        return postprocess.postprocess(values, anchors, settings, True)
 
     works = {
         "combined": combined,

@@ -64,7 +64,7 @@ def main():
 
 def _ready(config):
     detector = build.build(config, precision=config.train.precision)
-    trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
+    trainer.compile_detector(detector.model, build.make_losses(config.loss, detector.anchors), config.train)
     return detector.model, detector.anchors
 
 

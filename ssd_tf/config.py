@@ -43,15 +43,27 @@ def _setting(default, choices=None, low=None, high=None, resumable=False, column
 class ModelConfig:
     """The network. `num_classes` 0: as many as the records have. `levels` 0: down to 1x1.
 
-    `extras_chain` lists the auxiliary layers, fine to coarse, where they depart from the backbone's own and from
-    the rule of models.layers.next_extra; the numbers of an entry are those of EXTRA_COLUMNS.
+    `backbone` is a registered name, or the name of a keras.applications model; that one needs `taps`: names of
+    layers, fine to coarse, or their indices. `taps` replaces those of any other backbone too. `layout` chooses
+    among a backbone's sets of taps, `width` multiplies its channels. `remove_stride_at` names layers whose stride
+    becomes 1; with `dual_path` the maps behind the taps then come from the image at half that resolution
+    (models.strides). `extras_chain` lists the auxiliary layers, fine to coarse, where they depart from the
+    backbone's own and from the rule of models.layers.next_extra; the numbers of an entry are those of
+    EXTRA_COLUMNS. `neck_channels` are those of the "fpn" neck and of the maps that "shared" heads read.
     """
 
     backbone: str = "mobilenet_v2"
+    layout: str = "default"
+    width: float = _setting(1.0, low=0.05, high=8.0)
+    taps: tuple[str, ...] = ()
+    remove_stride_at: tuple[str, ...] = ()
+    dual_path: bool = False
     image_size: tuple[int, int] = _setting((300, 300), low=32, high=4096)
     num_classes: int = _setting(0, low=0, high=100_000)
     weights: str = "imagenet"
-    heads: str = _setting("conv", choices=("conv", "lite"))
+    neck: str = _setting("none", choices=("none", "fpn"))
+    neck_channels: int = _setting(128, low=1, high=8192)
+    heads: str = _setting("conv", choices=("conv", "lite", "shared"))
     extras: str = _setting("conv", choices=("conv", "separable"))
     extras_norm: str = _setting("none", choices=("none", "bn"))
     extras_chain: tuple[tuple[int, ...], ...] = _setting((), columns=EXTRA_COLUMNS)
@@ -86,11 +98,27 @@ class MatcherConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """MultiBox loss (SSD paper, section 2.2)."""
+    """MultiBox loss (SSD paper, section 2.2), or what later papers put in its place.
 
+    `classification` "softmax" and "sigmoid" mine the hardest negatives (`negative_ratio`, `min_negatives`);
+    "focal" (arXiv 1708.02002) weighs all anchors by `focal_alpha` and `focal_gamma` and starts from the
+    probability `focal_prior`. Scores are softmax over background and classes, or one sigmoid a class.
+    """
+
+    classification: str = _setting("softmax", choices=("softmax", "sigmoid", "focal"))
+    focal_alpha: float = _setting(0.25, low=0.0, high=1.0)
+    focal_gamma: float = _setting(2.0, low=0.0, high=10.0)
+    focal_prior: float = _setting(0.01, low=1e-6, high=0.5)
+    label_smoothing: float = _setting(0.0, low=0.0, high=0.5)
+    box: str = _setting("smooth_l1", choices=("smooth_l1", "giou", "diou", "ciou"))
     negative_ratio: float = _setting(3.0, low=0.0, high=1000.0)
     min_negatives: int = _setting(0, low=0, high=100_000)
     box_weight: float = _setting(1.0, low=0.0, high=1000.0)
+
+    @property
+    def has_background(self):
+        """Whether column 0 of the class logits is background: with softmax alone."""
+        return self.classification == "softmax"
 
 
 @dataclass(frozen=True)
@@ -154,8 +182,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """From scores and boxes to detections (SSD paper, section 3; torchvision's names and values)."""
+    """From scores and boxes to detections (SSD paper, section 3; torchvision's names and values).
 
+    `nms` "hard" drops what overlaps a better box by more than `nms_iou`, "diou" measures the overlap by DIoU (arXiv
+    1911.08287), "soft_gaussian" (with `soft_nms_sigma`) and "soft_linear" lower scores instead (arXiv 1704.04503).
+    `class_agnostic` lets boxes of different classes suppress each other.
+    """
+
+    nms: str = _setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"))
+    soft_nms_sigma: float = _setting(0.5, low=1e-3, high=100.0)
+    class_agnostic: bool = False
     score_threshold: float = _setting(0.01, low=0.0, high=1.0)
     nms_iou: float = _setting(0.45, low=0.0, high=1.0)
     topk_candidates: int = _setting(400, low=1, high=100_000)
@@ -388,6 +424,8 @@ def _from_text(key, kind, raw):
     if kind is float:  # TOML would refuse ".5"
         with contextlib.suppress(ValueError):
             return float(raw)
+    if kind == tuple[str, ...] and not raw.startswith("["):
+        return [name.strip() for name in raw.split(",") if name.strip()]
     if isinstance(kind, types.GenericAlias) and not raw.startswith("[") and raw.count(","):
         raw = f"[{raw}]"
     try:

@@ -1,17 +1,19 @@
 """Config to network, anchors and losses: where the rooms meet. Needs Keras, not TensorFlow."""
 
 import contextlib
+import math
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from ssd_tf import weight_files
+from ssd_tf.api.weights import load_extractor
 from ssd_tf.boxes import anchors as anchor_boxes
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import detector, registry
+from ssd_tf.models.extractor import feature_extractor
+from ssd_tf.pretrained import importers
 from ssd_tf.training import losses
 
 
@@ -45,14 +47,32 @@ def build(config, load_weights=True, precision="float32"):
     """
     if config.model.num_classes < 1:
         raise ConfigError("model.num_classes is not set (the records or --set model.num_classes=N give it)")
-    if load_weights and Path(config.model.weights).is_file():
-        weight_files.check_weights_file(config.model.weights)
     with _dtype_policy(precision):
-        extractor = registry.feature_extractor(config.model, load_weights)
+        extractor = load_extractor(config.model) if load_weights else feature_extractor(config.model, False)
         spec = _anchor_spec(config, map_sizes(extractor))
         counts = anchor_boxes.num_anchors_per_cell(spec)
-        model = detector.build_ssd(extractor, config.model.num_classes, counts, config.model.heads)
+        model = detector.build_ssd(
+            extractor,
+            config.model.num_classes,
+            counts,
+            config.model.heads,
+            config.model.neck_channels,
+            config.loss.has_background,
+            _class_bias(config.loss),
+        )
     return Detector(model, _anchors(config, spec, map_sizes(extractor)))
+
+
+def _class_bias(settings):
+    """What class heads start from: under focal loss every score is the prior (RetinaNet paper, section 4.1)."""
+    prior = settings.focal_prior
+    return -math.log((1 - prior) / prior) if settings.classification == "focal" else 0.0
+
+
+def check(config):
+    """Raises ConfigError where the parts of the network do not fit together; reads no weights and no data."""
+    importers.find_importer(config.model)
+    build_anchors(config)
 
 
 def build_model(config):
@@ -73,8 +93,13 @@ def build_model(config):
 
 def build_anchors(config):
     """Returns the anchors of a Config, float32 [A, 4] yxyx normalised, without reading any weights."""
-    sizes = map_sizes(registry.feature_extractor(config.model, load_weights=False))
+    sizes = build_map_sizes(config)
     return _anchors(config, _anchor_spec(config, sizes), sizes)
+
+
+def build_map_sizes(config):
+    """Returns the (rows, columns) of each feature map of a Config, without reading any weights."""
+    return map_sizes(feature_extractor(config.model, load_weights=False))
 
 
 def map_sizes(extractor):
@@ -82,18 +107,29 @@ def map_sizes(extractor):
     return tuple(tuple(output.shape[1:3]) for output in extractor.outputs)
 
 
-def make_losses(settings):
-    """Returns the losses of config.LossConfig by output name, for Model.compile."""
+def make_losses(settings, anchors):
+    """Returns the losses of config.LossConfig by output name, for Model.compile; `anchors` as in Detector."""
     return {
-        "class_logits": losses.ClassLoss(settings.negative_ratio, settings.min_negatives),
-        "box_deltas": losses.BoxLoss(settings.box_weight),
+        "class_logits": losses.ClassLoss(
+            settings.negative_ratio,
+            settings.min_negatives,
+            settings.classification,
+            settings.label_smoothing,
+            settings.focal_alpha,
+            settings.focal_gamma,
+        ),
+        "box_deltas": losses.BoxLoss(settings.box_weight, settings.box, anchors),
     }
 
 
 def _anchor_spec(config, sizes):
     part = config.anchors
+    chosen = part.sizes
+    if not chosen and part.preset in anchor_boxes.AUTO:
+        layout = registry.get_layout(registry.get_backbone(config.model.backbone), config.model)
+        chosen = layout.anchor_sizes if len(layout.anchor_sizes) == len(sizes) + 1 else ()
     return anchor_boxes.resolve_spec(
-        len(sizes), part.preset, part.sizes, part.ratios, part.steps, part.offset, part.clip
+        len(sizes), part.preset, chosen, part.ratios, part.steps, part.offset, part.clip
     )
 
 

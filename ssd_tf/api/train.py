@@ -45,6 +45,7 @@ def train(
     Raises:
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
+    build.check(config)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
     if val_records:
@@ -65,7 +66,8 @@ def train(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             detector = build.build(config, load_weights=last is None, precision=config.train.precision)
-        trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train, deterministic)
+        losses = build.make_losses(config.loss, detector.anchors)
+        trainer.compile_detector(detector.model, losses, config.train, deterministic)
         lines = [*_start_lines(config, detector.model, records), *(str(w.message) for w in caught), *beyond_reach]
         if deterministic and config.train.jit_compile:
             lines.append("train.jit_compile is off under --deterministic")

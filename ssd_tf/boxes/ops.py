@@ -3,10 +3,13 @@
 One body serves NumPy, keras.ops and tf.experimental.numpy: `xp` is the array library.
 """
 
+import math
+
 import numpy as np
 
 # Far below the area of any real box in either unit, far above float32's smallest number.
 _TINY_AREA = 1e-30
+_TINY_SIZE = 1e-15
 
 
 def _scalar(value, like, xp):
@@ -40,11 +43,7 @@ def intersection(a, b, xp=np):
     Returns:
       float [..., N, M].
     """
-    a, b = xp.expand_dims(a, -2), xp.expand_dims(b, -3)
-    heights = xp.minimum(a[..., 2], b[..., 2]) - xp.maximum(a[..., 0], b[..., 0])
-    widths = xp.minimum(a[..., 3], b[..., 3]) - xp.maximum(a[..., 1], b[..., 1])
-    zero = _scalar(0, a, xp)
-    return xp.maximum(heights, zero) * xp.maximum(widths, zero)
+    return _shared(xp.expand_dims(a, -2), xp.expand_dims(b, -3), xp)
 
 
 def iou(a, b, xp=np):
@@ -58,9 +57,105 @@ def iou(a, b, xp=np):
     Returns:
       float [..., N, M] in [0, 1]; 0 where both boxes are empty.
     """
-    shared = intersection(a, b, xp)
-    areas = xp.maximum(area(a, xp), _scalar(_TINY_AREA, shared, xp))  # then no union is 0
-    return shared / (xp.expand_dims(areas, -1) + xp.expand_dims(area(b, xp), -2) - shared)
+    shared, union = _shared_and_union(xp.expand_dims(a, -2), xp.expand_dims(b, -3), xp)
+    return shared / union
+
+
+def generalized_iou(a, b, xp=np):
+    """Returns the GIoU (arXiv 1902.09630) of boxes with boxes: IoU less the empty share of the box around both.
+
+    Args:
+      a: float [..., 4], yxyx.
+      b: float [..., 4], yxyx, broadcast against `a`: all pairs are a[..., :, None, :], b[..., None, :, :].
+      xp: array library.
+
+    Returns:
+      float [...] in [-1, 1]: 1 for equal boxes, towards -1 for boxes far apart; 0 for equal empty ones.
+    """
+    shared, union = _shared_and_union(a, b, xp)
+    sizes = _enclosing_sizes(a, b, xp)
+    # Rounding may leave the box around both smaller than what it holds.
+    around = xp.maximum(sizes[..., 0] * sizes[..., 1], union)
+    return shared / union - (around - union) / around
+
+
+def distance_iou(a, b, xp=np):
+    """Returns the DIoU (arXiv 1911.08287) of boxes with boxes: IoU less the distance of the centres, squared.
+
+    The distance is in diagonals of the smallest box around both.
+
+    Args:
+      a: float [..., 4], yxyx.
+      b: float [..., 4], yxyx, broadcast against `a`: all pairs are a[..., :, None, :], b[..., None, :, :].
+      xp: array library.
+
+    Returns:
+      float [...] in [-1, 1]: 1 for equal boxes, towards -1 for boxes far apart; 0 for equal empty ones.
+    """
+    shared, union = _shared_and_union(a, b, xp)
+    return shared / union - _squared_centre_distances(a, b, xp)
+
+
+def complete_iou(a, b, xp=np, as_constant=None):
+    """Returns the CIoU (arXiv 1911.08287) of boxes with boxes: DIoU less the difference of the aspect ratios.
+
+    Args:
+      a: float [..., 4], yxyx.
+      b: float [..., 4], yxyx, broadcast against `a`: all pairs are a[..., :, None, :], b[..., None, :, :].
+      xp: array library.
+      as_constant: the stop_gradient of `xp`, for a loss: the paper differentiates the difference of the aspect
+        ratios, not its weight (alpha). None: the weight is differentiated too, if anything is.
+
+    Returns:
+      float [...] in [-1.5, 1]: 1 for equal boxes; the aspect ratios alone cost up to 0.5.
+    """
+    shared, union = _shared_and_union(a, b, xp)
+    overlaps = shared / union
+    differences = xp.square((_angles(a, xp) - _angles(b, xp)) * (2 / math.pi))
+    rest = 1 - overlaps + differences
+    weights = differences / xp.maximum(rest, _scalar(_TINY_AREA, rest, xp))
+    weights = as_constant(weights) if as_constant else weights
+    return overlaps - _squared_centre_distances(a, b, xp) - weights * differences
+
+
+def _shared(a, b, xp):
+    """The area of a and b in common, box by box."""
+    heights = xp.minimum(a[..., 2], b[..., 2]) - xp.maximum(a[..., 0], b[..., 0])
+    widths = xp.minimum(a[..., 3], b[..., 3]) - xp.maximum(a[..., 1], b[..., 1])
+    zero = _scalar(0, a, xp)
+    return xp.maximum(heights, zero) * xp.maximum(widths, zero)
+
+
+def _shared_and_union(a, b, xp):
+    """Areas of intersection and union, box by box; the union is never 0."""
+    shared = _shared(a, b, xp)
+    areas = xp.maximum(area(a, xp), _scalar(_TINY_AREA, shared, xp))
+    return shared, areas + area(b, xp) - shared
+
+
+def _enclosing_sizes(a, b, xp):
+    """(height, width) of the smallest box around each two."""
+    return xp.maximum(a[..., 2:], b[..., 2:]) - xp.minimum(a[..., :2], b[..., :2])
+
+
+def _squared_centre_distances(a, b, xp):
+    """Distance of the centres over the diagonal of the box around both, squared: in [0, 1]."""
+    distances = _squared_lengths(centres(a, xp) - centres(b, xp), xp)
+    diagonals = _squared_lengths(_enclosing_sizes(a, b, xp), xp)
+    # Rounding may leave the diagonal shorter than the distance.
+    diagonals = xp.maximum(xp.maximum(diagonals, distances), _scalar(_TINY_AREA, distances, xp))
+    return distances / diagonals
+
+
+def _squared_lengths(vectors, xp):
+    return xp.square(vectors[..., 0]) + xp.square(vectors[..., 1])
+
+
+def _angles(boxes, xp):
+    """Angle of each box's diagonal with the vertical in radians, 0..pi / 2; pi / 4 for a point."""
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    sizes = xp.maximum(sizes, _scalar(_TINY_SIZE, sizes, xp))  # the gradient at (0, 0) is 0 / 0
+    return xp.arctan2(sizes[..., 1], sizes[..., 0])
 
 
 def coverage(boxes, regions, xp=np):

@@ -16,6 +16,7 @@ def define(values):
     flags.DEFINE_string("output", None, "Picture (folder for a folder); by default INPUT_detected.", **text)
     flags.DEFINE_string("checkpoint", "latest", "latest, best or step-N.", **text)
     flags.DEFINE_float("score_threshold", 0.5, "Draw detections from this score on.", 0.0, 1.0, **text)
+    runner.define_plugin(values)
 
 
 def prepare(values):

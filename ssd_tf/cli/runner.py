@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 from absl import flags
@@ -34,6 +34,7 @@ class Command:
         checks the flags; imports nothing heavy.
       call: "module:function" of the api.
       show: function (result dict) -> text for people.
+      queries: {flag: ("module:function", show)}: questions that a flag asks instead of running the command.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Command:
     prepare: Callable
     call: str
     show: Callable
+    queries: dict = field(default_factory=dict)
 
 
 def run(command, argv=None):
@@ -74,12 +76,16 @@ def _run(command, values, argv):
     if values.version:
         print(resources.files("ssd_tf").joinpath("VERSION").read_text().strip())
         return 0
-    arguments = command.prepare(values)
+    query = next((name for name in command.queries if values[name].value), None)
+    arguments = {} if query else command.prepare(values)
     if isinstance(arguments, str):
         print(arguments)
         return 0
-    result = _load(command.call)(**arguments)
-    print(command.show(result))
+    if "plugin" in values and values.plugin:
+        _load("ssd_tf.api.plugins:load")(values.plugin)
+    call, show = command.queries[query] if query else (command.call, command.show)
+    result = _load(call)(**arguments)
+    print(show(result))
     if values.json:
         print(json.dumps(result, allow_nan=False))
     return 0
@@ -148,6 +154,11 @@ def _sigterm_as_error():
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def define_plugin(values):
+    """Defines --plugin, the one way by which a command runs a user's own code."""
+    flags.DEFINE_string("plugin", None, "Python file of your own that registers backbones.", flag_values=values)
 
 
 def required(values, *names):

@@ -19,6 +19,7 @@ def define(values):
     flags.DEFINE_string("checkpoint", "latest", "latest, best or step-N.", **text)
     flags.DEFINE_string("results", None, "COCO results file to write the detections to.", **text)
     flags.DEFINE_integer("batch_size", 8, "Images a batch.", lower_bound=1, **text)
+    runner.define_plugin(values)
 
 
 def prepare(values):

@@ -22,14 +22,14 @@ def define(values):
     flags.DEFINE_bool("deterministic", False, "Equal results on equal machines, at some cost of speed.", **text)
     flags.DEFINE_bool("check_anchors", False, "Tell first how many boxes no anchor fits, by class.", **text)
     flags.DEFINE_bool("list_recipes", False, "List the recipes, what each is for, and leave.", **text)
+    flags.DEFINE_bool("list_backbones", False, "List the backbones and leave.", **text)
+    runner.define_plugin(values)
 
 
 def prepare(values):
     """Turns flags into the arguments of api.train.train."""
     if values.list_recipes:
-        names = config.list_recipes()
-        width = max(len(name) for name in names)
-        return "\n".join(f"{name:<{width}}  {config.describe_recipe(name)}" for name in names)
+        return _columns((name, config.describe_recipe(name)) for name in config.list_recipes())
     runner.required(values, "train", "run_dir")
     return {
         "config": config.load_config(values.config, values.set),
@@ -41,6 +41,25 @@ def prepare(values):
         "check_anchors": values.check_anchors,
         "write_line": _write_line,
     }
+
+
+def _columns(rows):
+    """Pairs of texts as aligned lines."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _show_backbones(found):
+    return _columns((entry["name"], entry["summary"] + _show_options(entry)) for entry in found)
+
+
+def _show_options(entry):
+    options = [f"model.{name}" for name in entry["options"]]
+    others = [name for name in entry["layouts"] if name != "default"]
+    if others:
+        options = [*(name for name in options if name != "model.layout"), f"model.layout={'|'.join(others)}"]
+    return f" [{', '.join(options)}]" if options else ""
 
 
 def _write_line(text):
@@ -62,6 +81,7 @@ COMMAND = runner.Command(
     prepare=prepare,
     call="ssd_tf.api.train:train",
     show=show,
+    queries={"list_backbones": ("ssd_tf.api.backbones:describe", _show_backbones)},
 )
 
 

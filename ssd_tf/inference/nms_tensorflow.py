@@ -12,7 +12,7 @@ from ssd_tf.inference import nms
 
 
 def class_wise_nms(boxes, scores, score_threshold, nms_iou, topk_candidates, max_detections):
-    """As inference.nms.class_wise_nms, but for the order among equal scores, which the op leaves open."""
+    """As inference.nms.class_wise_nms, hard, but for the order among equal scores, which the op leaves open."""
 
     def combined(boxes, scores):
         result = tf.image.combined_non_max_suppression(
@@ -21,7 +21,7 @@ def class_wise_nms(boxes, scores, score_threshold, nms_iou, topk_candidates, max
         return result.nmsed_boxes, result.nmsed_scores, result.nmsed_classes, result.valid_detections
 
     def limited():
-        best_boxes, best_scores = nms.topk_per_class(boxes, scores, score_threshold, topk_candidates)
+        best_boxes, best_scores, _ = nms.topk_per_class(boxes, scores, score_threshold, topk_candidates)
         return combined(tf.transpose(best_boxes, [0, 2, 1, 3]), tf.transpose(best_scores, [0, 2, 1]))
 
     boxes_kept, scores_kept, classes, counts = tf.cond(

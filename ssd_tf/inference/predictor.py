@@ -33,7 +33,8 @@ class Predictor:
 
         @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.uint8)])
         def detect(batch):
-            return postprocess(model(batch, training=False), anchors, config.postprocess)
+            outputs = model(batch, training=False)
+            return postprocess(outputs, anchors, config.postprocess, config.loss.has_background)
 
         self._detect = detect
 

@@ -1,5 +1,5 @@
 """Importing the package registers the backbones."""
 
-from ssd_tf.models import mobilenet, tiny, vgg
+from ssd_tf.models import applications, inception, mobilenet, resnet, tiny, vgg
 
-__all__ = ["mobilenet", "tiny", "vgg"]
+__all__ = ["applications", "inception", "mobilenet", "resnet", "tiny", "vgg"]

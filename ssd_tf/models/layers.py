@@ -1,4 +1,4 @@
-"""Building blocks: preprocessing, L2 normalisation, convolution blocks, auxiliary layers, prediction heads."""
+"""Building blocks: preprocessing, L2 normalisation, convolution blocks, auxiliary layers."""
 
 from dataclasses import dataclass
 
@@ -153,42 +153,3 @@ def add_extra(x, extra, name, kind="conv", norm="none"):
         return conv_block(x, extra.channels, extra.kernel, name, **spatial)
     x = conv_block(x, None, extra.kernel, f"{name}_depthwise", **spatial)
     return conv_block(x, extra.channels, 1, name, **options)
-
-
-def add_head(x, channels, name, kind="conv"):
-    """Adds a prediction layer: 3x3 convolution, or depthwise 3x3 and 1x1 (SSDLite, MobileNetV2 paper).
-
-    Args:
-      x: [B, H, W, C].
-      channels: anchors per cell times values per anchor.
-      name: prefix of the layers' names.
-      kind: "conv" or "lite".
-
-    Returns:
-      float32 [B, H, W, channels], whatever the precision policy.
-    """
-    options = {"dtype": "float32", "name": name}
-    if kind == "conv":
-        return layers.Conv2D(channels, 3, padding="same", **options)(x)
-    x = conv_block(x, None, 3, f"{name}_depthwise", activation="relu6")
-    # torchvision's SSDLite initialises its heads with this deviation.
-    return layers.Conv2D(channels, 1, kernel_initializer=keras.initializers.RandomNormal(0, 0.03), **options)(x)
-
-
-def copy_weights(source, target):
-    """Copies weights between two models, layer by layer, by name.
-
-    Args:
-      source, target: keras.Model; layers of equal names must have equal shapes.
-
-    Returns:
-      names of the target's layers with weights that the source does not have.
-    """
-    named = {layer.name: layer for layer in source.layers}
-    missing = []
-    for layer in target.layers:
-        if layer.name in named and layer.weights:
-            layer.set_weights(named[layer.name].get_weights())
-        elif layer.weights:
-            missing.append(layer.name)
-    return missing

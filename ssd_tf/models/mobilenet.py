@@ -1,12 +1,23 @@
-"""MobileNet V2 with Keras' layer names (Sandler et al., arXiv 1801.04381)."""
+"""MobileNet V1 and V2 with Keras' layer names (arXiv 1704.04861 and 1801.04381).
+
+Keras' own MobileNet V1 pads (0, 1) before every stride, which makes an odd map one cell smaller than "same" does
+(75 gives 37, not 38); on even maps the two are equal.
+"""
 
 import keras
 from keras import layers
 
-from ssd_tf.models.layers import copy_weights
-from ssd_tf.models.registry import register_backbone
+from ssd_tf.models.layers import Extra
+from ssd_tf.models.registry import Layout, register_backbone
+from ssd_tf.models.twins import copy_by_name, read_twin
 
-# Output channels and stride of the inverted residuals; all but the first expand six times.
+# Output channels and stride of V1's separable blocks 1 to 13.
+_V1_BLOCKS = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)),
+    *((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
+    *((1024, 2), (1024, 1)),
+)
+# Output channels and stride of V2's inverted residuals; all but the first expand six times.
 _V2_BLOCKS = (
     (16, 1),
     *((24, 2), (24, 1)),
@@ -17,28 +28,66 @@ _V2_BLOCKS = (
     (320, 1),
 )
 _EXPANSION = 6
-_TWIN_SHAPE = (224, 224, 3)
+# Two levels of the backbone, then 512 and three of 256 channels: 38, 19, 10, 5, 3 and 1 cells at 300 px.
+_SEED_EXTRAS = (
+    Extra(256, 512),
+    Extra(128, 256),
+    Extra(128, 256, stride=1, padding=0),
+    Extra(128, 256, stride=1, padding=0),
+)
+
+
+@register_backbone(
+    "mobilenet_v1",
+    taps=("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu"),
+    preprocessing="tf",
+    layouts={"seed": Layout(("conv_pw_5_relu", "conv_pw_11_relu"), _SEED_EXTRAS)},
+)
+def mobilenet_v1(image_shape, weights, width=1.0):
+    """MobileNet V1, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""
+    image = keras.Input(image_shape)
+    x = layers.Conv2D(int(32 * width), 3, strides=2, padding="same", use_bias=False, name="conv1")(image)
+    x = _activate(_normalise(x, "conv1_bn"), "conv1_relu")
+    for index, (filters, stride) in enumerate(_V1_BLOCKS, 1):
+        name = f"conv_dw_{index}"
+        x = layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False, name=name)(x)
+        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu")
+        name = f"conv_pw_{index}"
+        x = layers.Conv2D(int(filters * width), 1, use_bias=False, name=name)(x)
+        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu")
+    model = keras.Model(image, x, name="mobilenet_v1")
+    if weights is not None:
+        copy_by_name(read_twin(keras.applications.MobileNet, weights, alpha=width), model)
+    return model
 
 
 @register_backbone(
     "mobilenet_v2",
     taps=("block_6_expand_relu", "block_13_expand_relu", "out_relu"),
     preprocessing="tf",
+    layouts={"seed": Layout(("block_5_add", "block_12_add"), _SEED_EXTRAS)},
 )
-def mobilenet_v2(image_shape, weights):
-    """MobileNet V2 without its classifier; `image_shape` is (H, W, 3). Weights are keras.applications'."""
+def mobilenet_v2(image_shape, weights, width=1.0):
+    """MobileNet V2, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""
     image = keras.Input(image_shape)
-    x = layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="Conv1")(image)
+    x = layers.Conv2D(_round_channels(32 * width), 3, strides=2, padding="same", use_bias=False, name="Conv1")(
+        image
+    )
     x = _activate(_normalise(x, "bn_Conv1"), "Conv1_relu")
     for index, (filters, stride) in enumerate(_V2_BLOCKS):
-        x = _inverted_residual(x, filters, stride, index)
-    x = layers.Conv2D(1280, 1, use_bias=False, name="Conv_1")(x)
+        x = _inverted_residual(x, _round_channels(filters * width), stride, index)
+    x = layers.Conv2D(_round_channels(1280 * max(width, 1)), 1, use_bias=False, name="Conv_1")(x)
     x = _activate(_normalise(x, "Conv_1_bn"), "out_relu")
     model = keras.Model(image, x, name="mobilenet_v2")
     if weights is not None:
-        twin = keras.applications.MobileNetV2(include_top=False, weights=weights, input_shape=_TWIN_SHAPE)
-        copy_weights(twin, model)
+        copy_by_name(read_twin(keras.applications.MobileNetV2, weights, alpha=width), model)
     return model
+
+
+def _round_channels(channels):
+    """The multiple of 8 nearest to a number of channels, but no less than nine tenths of it."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _inverted_residual(x, filters, stride, index):
@@ -55,7 +104,7 @@ def _inverted_residual(x, filters, stride, index):
 
 
 def _normalise(x, name):
-    return layers.BatchNormalization(epsilon=1e-3, momentum=0.999, name=name)(x)
+    return layers.BatchNormalization(epsilon=1e-3, name=name)(x)
 
 
 def _activate(x, name):

@@ -1,22 +1,41 @@
-"""Backbones by name, and the feature extractor that any of them becomes: taps and auxiliary layers.
+"""Backbones by name: what a network is called, where its feature maps are tapped, what its input looks like.
 
-A backbone is a function (image_shape, weights) -> keras.Model, registered with the layers to tap and the
-preprocessing it expects. Channels and map sizes are always read from the built model.
+A backbone is a function (image_shape, weights) -> keras.Model without classifier. Channels and map sizes are read
+from the built model, so nothing else has to be said about it.
 """
 
-import contextlib
-import itertools
-import re
+import inspect
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import keras
+import numpy as np
 
-from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, shown, suggest
+from ssd_tf.errors import ConfigError, suggest
 from ssd_tf.models import layers
+from ssd_tf.models.twins import application_model
 
 _BACKBONES = {}
+_OPTIONS = ("width", "layout")  # the settings that a backbone's function may take beside shape and weights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to read feature maps from a backbone.
+
+    Attributes:
+      taps: layer names, or integer indices where Keras names layers automatically; fine to coarse.
+      extras: auxiliary layers, or None for the standard rule; they end earlier where a map is too small for one.
+      extras_after: layer that the auxiliary layers follow; None: the last tap.
+      anchor_sizes: what anchors.preset "auto" uses where levels come out as many: one more than levels, as
+        fractions of the shorter image side; () for the rule of boxes.anchors.
+    """
+
+    taps: tuple[str | int, ...]
+    extras: tuple[layers.Extra, ...] | None = None
+    extras_after: str | int | None = None
+    anchor_sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,20 +44,28 @@ class Backbone:
 
     Attributes:
       name: the key of model.backbone.
-      build: function (image_shape, weights) -> keras.Model.
-      taps: layer names, or integer indices where Keras names layers automatically; fine to coarse.
+      build: function (image_shape, weights) -> keras.Model; it may take `width` and `layout` too.
       preprocessing: key of layers.PREPROCESSING.
-      extras: auxiliary layers, or None for the standard rule.
+      layouts: {name: Layout}, "default" among them.
     """
 
     name: str
     build: Callable
-    taps: tuple[str | int, ...]
     preprocessing: str
-    extras: tuple[layers.Extra, ...] | None = None
+    layouts: dict[str, Layout] = field(default_factory=dict)
+
+    @property
+    def options(self):
+        """Names of the settings that the function takes beside shape and weights."""
+        return tuple(name for name in _OPTIONS if name in inspect.signature(self.build).parameters)
+
+    @property
+    def summary(self):
+        """The first line of the function's docstring, or an empty text."""
+        return (inspect.getdoc(self.build) or "").split("\n")[0].split(";")[0].removesuffix(".")
 
 
-def register_backbone(name, taps, preprocessing="none", extras=None):
+def register_backbone(name, taps, preprocessing="none", extras=None, layouts=None):
     """Registers the decorated function as a backbone.
 
     Args:
@@ -46,10 +73,11 @@ def register_backbone(name, taps, preprocessing="none", extras=None):
       taps: layers whose outputs the heads read, fine to coarse: names or integer indices.
       preprocessing: "caffe", "tf", "torch" or "none", as Keras names them; the input is RGB 0..255.
       extras: tuple of layers.Extra, or None for the standard rule.
+      layouts: {name: Layout}, other ways to tap it (model.layout), or None.
 
     Returns:
       the decorator. The function takes (image_shape, weights): (H, W, 3), and None, "imagenet" or a path; it
-      returns a keras.Model without classifier.
+      returns a keras.Model without classifier. Parameters called `width` and `layout` get those settings.
 
     Raises:
       ConfigError: the name is taken, or the preprocessing unknown.
@@ -60,9 +88,10 @@ def register_backbone(name, taps, preprocessing="none", extras=None):
         raise ConfigError(
             f"backbone {name!r}: preprocessing {preprocessing!r} is none of {[*layers.PREPROCESSING]}"
         )
+    layouts = {"default": Layout(tuple(taps), extras), **(layouts or {})}
 
     def register(build):
-        _BACKBONES[name] = Backbone(name, build, tuple(taps), preprocessing, extras)
+        _BACKBONES[name] = Backbone(name, build, preprocessing, layouts)
         return build
 
     return register
@@ -74,129 +103,64 @@ def list_backbones():
 
 
 def get_backbone(name):
-    """Returns the Backbone called `name`; ConfigError with near names if there is none."""
-    if name not in _BACKBONES:
-        raise ConfigError(
-            f"unknown backbone {name!r}{suggest(name, _BACKBONES)}; there are: {', '.join(list_backbones())}"
-        )
-    return _BACKBONES[name]
-
-
-def feature_extractor(settings, load_weights=True):
-    """Builds the network up to the feature maps.
-
-    Args:
-      settings: config.ModelConfig.
-      load_weights: False leaves the backbone as initialised: no file is read, nothing is fetched.
-
-    Returns:
-      keras.Model, uint8 [B, H, W, 3] RGB to a list of maps [B, h, w, c], fine to coarse.
+    """Returns the Backbone called `name`, registered or of keras.applications.
 
     Raises:
-      ConfigError: unknown backbone or tap, taps out of order, an image too small for the levels asked for.
-      DataError: weights that do not fit. EnvironmentFault: weights that cannot be fetched.
+      ConfigError: there is none; near names are given.
     """
-    backbone = get_backbone(settings.backbone)
-    image = keras.Input((*settings.image_size, 3), dtype="uint8", name="image")
-    mode = backbone.preprocessing if settings.preprocessing == "auto" else settings.preprocessing
-    pixels = layers.make_preprocess(mode, settings.input_mean, settings.input_scale)(image)
-    weights = settings.weights if load_weights and settings.weights != "none" else None
-    maps = _tapped(backbone, settings, weights)(pixels)
-    maps = _with_extras(list(maps), backbone, settings)
-    return keras.Model(image, maps, name="feature_extractor")
+    if name in _BACKBONES:
+        return _BACKBONES[name]
+    if name in _list_applications():
+        return _application_backbone(name)
+    raise ConfigError(
+        f"unknown backbone {name!r}{suggest(name, [*_BACKBONES, *_list_applications()])}; "
+        f"there are: {', '.join(list_backbones())}, and any model of keras.applications (your own come with --plugin=FILE)"
+    )
 
 
-def _tapped(backbone, settings, weights):
-    """The backbone as a model from pixels to its taps."""
-    if weights not in (None, "imagenet") and not Path(weights).is_file():
-        raise DataError(f"model.weights: no such file: {shown(weights)}")
-    with _building(backbone.name, settings.image_size, weights):
-        model = backbone.build((*settings.image_size, 3), weights)
-    outputs = [_tap(model, tap, backbone.name) for tap in backbone.taps]
-    return keras.Model(model.inputs[0], outputs, name="backbone")
+def get_layout(backbone, settings):
+    """Returns the Layout that config.ModelConfig `settings` asks for; its taps replace the layout's.
 
+    That of a model of keras.applications has no taps of its own.
 
-def _tap(model, tap, name):
-    names = [layer.name for layer in model.layers]
-    if isinstance(tap, int) and -len(names) <= tap < len(names):
-        return model.layers[tap].output
-    if tap not in names:
-        raise ConfigError(f"backbone {name!r} has no layer {tap!r}{suggest(tap, names)}")
-    return model.get_layer(tap).output
-
-
-@contextlib.contextmanager
-def _building(name, image_size, weights):
-    """Turns Keras' errors about sizes, files and downloads into ours."""
-    try:
-        yield
-    except (ConfigError, DataError):
-        raise
-    except Exception as error:  # Keras raises ValueError, OSError, KeyError and bare Exception here
-        reason = _reason(error)
-        if weights == "imagenet" and "URL fetch failure" in str(error):
-            raise EnvironmentFault(
-                "ImageNet weights not reachable; set model.weights=/path or model.weights=none"
-            ) from error
-        if weights is not None:
-            raise DataError(f"{shown(weights)} does not fit {name}: {reason}") from error
-        raise ConfigError(f"{name} cannot be built at {image_size[0]}x{image_size[1]}: {reason}") from error
-
-
-def _reason(error):
-    """The line of a Keras error that says what is wrong: those that say where it came from are left out."""
-    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith("Exception encountered")]
-    return (telling or [type(error).__name__])[0][:160]
-
-
-def _with_extras(maps, backbone, settings):
-    """Appends auxiliary layers until the chain ends or there are as many levels as asked for."""
-    level = 0
-    while not settings.levels or len(maps) < settings.levels:
-        extra = _choose_extra(tuple(maps[-1].shape[1:3]), level, backbone, settings.extras_chain)
-        if extra is None:
-            break
-        maps.append(layers.add_extra(maps[-1], extra, f"extra_{level + 1}", settings.extras, settings.extras_norm))
-        level += 1
-    maps = maps[: settings.levels or None]
-    _check_maps(maps, settings)
-    return maps
-
-
-def _choose_extra(size, level, backbone, chain):
-    """The Extra after a map of `size`: the recipe's, else the backbone's, else the rule's; None at the end."""
-    if chain:
-        return _listed_extra(size, level, chain)
-    if backbone.extras is None:
-        return layers.next_extra(size, level)
-    return backbone.extras[level] if max(size) > 1 and level < len(backbone.extras) else None
-
-
-def _listed_extra(size, level, chain):
-    """An entry of model.extras_chain, checked against the map that it reads."""
-    if level >= len(chain):
-        return None
-    extra = layers.Extra(*chain[level])
-    after = layers.extra_size(size, extra)
-    where, what = f"model.extras_chain: entry {level + 1}", f"a {size[0]}x{size[1]} map"
-    if min(after) < 1:
-        raise ConfigError(f"{where}: kernel {extra.kernel} does not fit {what} with padding {extra.padding}")
-    if after[0] > size[0] or after[1] > size[1]:
-        raise ConfigError(f"{where}: makes {what} larger, {after[0]}x{after[1]}; maps go from fine to coarse")
-    return extra
-
-
-def _check_maps(maps, settings):
-    sizes = [tuple(feature.shape[1:3]) for feature in maps]
-    for fine, coarse in itertools.pairwise(sizes):
-        if not (coarse[0] <= fine[0] and coarse[1] <= fine[1]):
-            raise ConfigError(f"taps out of order: a {coarse} map follows a {fine} one")
-    if len(maps) < settings.levels:
+    Raises:
+      ConfigError: no such layout.
+    """
+    if settings.layout not in backbone.layouts:
+        known = ", ".join(backbone.layouts)
         raise ConfigError(
-            f"model.levels={settings.levels}: {settings.backbone} at {settings.image_size[0]}x"
-            f"{settings.image_size[1]} has {len(maps)} levels"
+            f"model.layout: {backbone.name} has no layout {settings.layout!r}"
+            f"{suggest(settings.layout, backbone.layouts)}; it has: {known}"
         )
+    layout = backbone.layouts[settings.layout]
+    if settings.taps:
+        taps = tuple(int(tap) if tap.lstrip("-").isdigit() else tap for tap in settings.taps)
+        return replace(layout, taps=taps, extras_after=None, anchor_sizes=())
+    return layout
+
+
+def _list_applications():
+    """Names of the model functions of keras.applications."""
+    return [name for name, value in vars(keras.applications).items() if inspect.isfunction(value)]
+
+
+def _application_backbone(name):
+    application = getattr(keras.applications, name)
+
+    def build(image_shape, weights):
+        return application_model(application, image_shape, weights)
+
+    return Backbone(name, build, _application_preprocessing(application), {"default": Layout(())})
+
+
+def _application_preprocessing(application):
+    """The key of layers.PREPROCESSING that does what the model's own preprocess_input does."""
+    pixels = np.array([[[[255.0, 20.0, 0.0]]]], np.float32)
+    expected = sys.modules[application.__module__].preprocess_input(pixels.copy())
+    for mode in layers.PREPROCESSING:
+        if np.allclose(layers.make_preprocess(mode)(pixels), expected, atol=1e-3):
+            return mode
+    raise ConfigError(f"{application.__name__} expects an input that no model.preprocessing gives")
 
 
 def layer_group(layer):

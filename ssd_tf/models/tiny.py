@@ -1,8 +1,4 @@
-"""TinySSD: Fire modules of SqueezeNet, thinned out layer by layer (Wong et al., arXiv 1802.06488).
-
-The paper trains from ImageNet weights; for training from scratch one batch norm closes every Fire module. The
-others have none: on the large early maps it would cost more time than the convolutions.
-"""
+"""Two small networks called TinySSD: the paper's, of Fire modules, and the Dive into Deep Learning course's."""
 
 import keras
 from keras import layers
@@ -25,6 +21,9 @@ _FIRES = (
     (38, 41, 44),
 )
 _POOLED = (2, 4, 8, 9)
+# Channels of the course's blocks: twice convolution, batch norm and ReLU, then a pool.
+_COURSE_BLOCKS = (16, 32, 64, 128, 128, 128)
+_COURSE_TAPS = ("block3_pool", "block4_pool", "block5_pool", "block6_pool", "global_pool")
 
 
 @register_backbone(
@@ -34,9 +33,16 @@ _POOLED = (2, 4, 8, 9)
     extras=(Extra(51, 46), Extra(55, 85)),
 )
 def tiny_ssd(image_shape, weights):
-    """TinySSD up to Fire10; `image_shape` is (H, W, 3); `weights` is None or a file of this network's weights."""
-    if weights == "imagenet":
-        raise ConfigError("there are no ImageNet weights for tiny_ssd; set model.weights=none")
+    """TinySSD up to Fire10 (Wong et al., arXiv 1802.06488).
+
+    Fire modules of SqueezeNet, thinned out layer by layer. The paper trains from ImageNet weights; for training
+    from scratch one batch norm closes every Fire module. The other convolutions have none: on the large early maps
+    it would cost more time than they do.
+
+    Args:
+      image_shape: (H, W, 3).
+      weights: None, or a file of this network's weights.
+    """
     image = keras.Input(image_shape)
     x = conv_block(image, 57, 3, "conv1", stride=2, padding="valid", norm=False)
     x = _pool(x, "pool1")
@@ -44,7 +50,36 @@ def tiny_ssd(image_shape, weights):
         x = _fire(x, channels, f"fire{index}")
         if index in _POOLED:
             x = _pool(x, f"pool{index + 1}")
-    model = keras.Model(image, x, name="tiny_ssd")
+    return _with_weights(keras.Model(image, x, name="tiny_ssd"), weights)
+
+
+@register_backbone("tiny_ssd_d2l", taps=_COURSE_TAPS, preprocessing="tf", extras=())
+def tiny_ssd_d2l(image_shape, weights):
+    """TinySSD of the course Dive into Deep Learning: plain convolutions, no auxiliary layers.
+
+    Its anchors are those of the preset tiny256. The last map has one cell, whatever the size of the image is.
+
+    Args:
+      image_shape: (H, W, 3), 64 pixels or more.
+      weights: None, or a file of this network's weights.
+    """
+    image = x = keras.Input(image_shape)
+    for block, filters in enumerate(_COURSE_BLOCKS, 1):
+        for conv in (1, 2):
+            name = f"block{block}_conv{conv}"
+            # The course's convolutions keep the bias that the batch norm makes idle.
+            x = layers.Conv2D(filters, 3, padding="same", name=name)(x)
+            x = layers.BatchNormalization(epsilon=1e-5, name=f"{name}_bn")(x)
+            x = layers.Activation("relu", name=f"{name}_relu")(x)
+        x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+    x = layers.GlobalMaxPooling2D(keepdims=True, name=_COURSE_TAPS[-1])(x)
+    return _with_weights(keras.Model(image, x, name="tiny_ssd_d2l"), weights)
+
+
+def _with_weights(model, weights):
+    """The model with the weights of a file, if one is given."""
+    if weights == "imagenet":
+        raise ConfigError(f"there are no ImageNet weights for {model.name}; set model.weights=none")
     if weights is not None:
         model.load_weights(weights)
     return model

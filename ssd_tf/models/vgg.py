@@ -3,16 +3,24 @@
 import keras
 from keras import layers
 
-from ssd_tf.models.layers import L2Normalize, copy_weights
-from ssd_tf.models.registry import register_backbone
+from ssd_tf.models.layers import Extra, L2Normalize
+from ssd_tf.models.registry import Layout, register_backbone
+from ssd_tf.models.twins import copy_by_name, read_twin
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-_TWIN_SHAPE = (224, 224, 3)  # ImageNet's: convolution weights do not depend on it, the classifier's do
+_TAPS = ("neck_block4_conv3", "fc7")
+# caffe's SSD300: 10, 5, 3 and 1 cells after fc7's 19.
+_SEED_EXTRAS = (
+    Extra(256, 512),
+    Extra(128, 256),
+    Extra(128, 256, stride=1, padding=0),
+    Extra(128, 256, stride=1, padding=0),
+)
 
 
-@register_backbone("vgg16", taps=("neck_block4_conv3", "fc7"), preprocessing="caffe")
+@register_backbone("vgg16", taps=_TAPS, preprocessing="caffe", layouts={"seed": Layout(_TAPS, _SEED_EXTRAS)})
 def vgg16(image_shape, weights):
-    """VGG16 up to fc7; `image_shape` is (H, W, 3).
+    """VGG16 up to fc7, its fully connected layers as convolutions; `image_shape` is (H, W, 3).
 
     The layers have Keras' names. conv4_3 is tapped behind an L2 normalisation. Weights with Keras' classifier
     ("imagenet" has it) also fill fc6 and fc7, decimated; without it these two start anew.
@@ -36,27 +44,13 @@ def vgg16(image_shape, weights):
 
 
 def _load(model, weights):
-    if weights == "imagenet":
-        twin = keras.applications.VGG16(weights="imagenet")
-    else:
-        twin = _read_twin(weights)
-    copy_weights(twin, model)
+    twin = read_twin(keras.applications.VGG16, weights, classifier=True)
+    copy_by_name(twin, model)
     if "fc1" in [layer.name for layer in twin.layers]:
         kernel, bias = twin.get_layer("fc1").get_weights()
         model.get_layer("fc6").set_weights(decimate(kernel.reshape(7, 7, 512, 4096), bias, (3, 3, 1, 4)))
         kernel, bias = twin.get_layer("fc2").get_weights()
         model.get_layer("fc7").set_weights(decimate(kernel[None, None], bias, (1, 1, 4, 4)))
-
-
-def _read_twin(path):
-    """The Keras model that a weights file belongs to: without classifier, else with it."""
-    try:
-        return keras.applications.VGG16(include_top=False, weights=path, input_shape=_TWIN_SHAPE)
-    except ValueError as error:
-        try:
-            return keras.applications.VGG16(include_top=True, weights=path)
-        except ValueError:
-            raise error from None
 
 
 def decimate(kernel, bias, steps):

@@ -27,10 +27,10 @@ FLAGS = {
     },
     "train": {
         *("config", "train", "val", "run_dir", "set", "list_recipes", "deterministic", "check_anchors"),
-        "skip_corrupt_records",
+        *("skip_corrupt_records", "list_backbones", "plugin"),
     },
-    "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size"},
-    "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold"},
+    "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size", "plugin"},
+    "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold", "plugin"},
     "synthesize": {
         *("output", "num_images", "image_size", "classes", "seed", "overwrite", "objects", "backgrounds"),
         *("scale", "num_objects", "max_tilt", "mirror"),

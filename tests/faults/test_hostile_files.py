@@ -48,10 +48,11 @@ def pristine(tmp_path_factory):
 
 
 def compiled():
-    model = build.build(CONFIG).model
-    trainer.compile_detector(model, build.make_losses(CONFIG.loss), CONFIG.train)
-    model.optimizer.build(model.trainable_variables)
-    return model
+    detector = build.build(CONFIG)
+    losses = build.make_losses(CONFIG.loss, detector.anchors)
+    trainer.compile_detector(detector.model, losses, CONFIG.train)
+    detector.model.optimizer.build(detector.model.trainable_variables)
+    return detector.model
 
 
 @pytest.fixture

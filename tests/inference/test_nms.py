@@ -1,61 +1,20 @@
-"""Both forms of non-maximum suppression against a greedy one in NumPy."""
+"""Both forms of hard class-wise suppression against a plain greedy loop."""
 
 import functools
 
+import nms_cases
 import numpy as np
 import pytest
 import tensorflow as tf
+from nms_cases import random_boxes
 
 from ssd_tf.inference import nms, nms_tensorflow
 
 FORMS = {"keras": nms.class_wise_nms, "combined": nms_tensorflow.class_wise_nms}
 
 
-def overlap(a, b):
-    h = min(a[2], b[2]) - max(a[0], b[0])
-    w = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(h, 0) * max(w, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0 else 0.0
-
-
-def greedy(boxes, scores, score_threshold, nms_iou, topk_candidates, max_detections):
-    """One image: rows (score, class, index), best first; equal scores by class, then index."""
-    found = []
-    for label in range(scores.shape[1]):
-        order = [i for i in np.argsort(-scores[:, label], kind="stable") if scores[i, label] > score_threshold]
-        kept = []
-        for i in order[:topk_candidates]:
-            if all(overlap(boxes[i], boxes[j]) <= nms_iou for j in kept):
-                kept.append(i)
-        found += [(scores[i, label], label, i) for i in kept]
-    return sorted(found, key=lambda row: (-row[0], row[1]))[:max_detections]
-
-
 def check(form, boxes, scores, *settings):
-    """Compares a form with the greedy one on a batch; returns the number of detections of each image."""
-    kept_boxes, kept_scores, classes, counts = (np.asarray(x) for x in FORMS[form](boxes, scores, *settings))
-    size = settings[-1]
-    assert kept_boxes.shape == (len(boxes), size, 4)
-    assert kept_scores.shape == classes.shape == (len(boxes), size)
-    for i in range(len(boxes)):
-        expected = greedy(boxes[i], scores[i], *settings)
-        assert counts[i] == len(expected)
-        assert kept_scores[i, : counts[i]].tolist() == [row[0] for row in expected]
-        assert classes[i, : counts[i]].tolist() == [row[1] for row in expected]
-        assert np.array_equal(kept_boxes[i, : counts[i]], boxes[i, [row[2] for row in expected]].reshape(-1, 4))
-        for padding in (kept_boxes, kept_scores, classes):
-            assert not np.any(padding[i, counts[i] :])
-    return counts.tolist()
-
-
-def random_boxes(seed, batch=3, count=120, classes=4):
-    rng = np.random.default_rng(seed)
-    corners, sizes = rng.random((batch, count, 2)) * 0.8, rng.uniform(0.05, 0.4, (batch, count, 2))
-    boxes = np.concatenate([corners, corners + sizes], axis=-1).astype(np.float32)
-    # Distinct scores: the order is unique.
-    scores = rng.permutation(batch * count * classes).reshape(batch, count, classes) + 1
-    return boxes, (scores / (batch * count * classes + 1)).astype(np.float32)
+    return nms_cases.check(FORMS[form], boxes, scores, settings)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ssd_tf import config as configs
 from ssd_tf.boxes import anchors as anchor_boxes
+from ssd_tf.boxes import ops
 from ssd_tf.errors import ConfigError, DataError
 from ssd_tf.inference.drawing import class_color
 from ssd_tf.inference.predictor import Predictor, as_rgb, detect_records
@@ -19,8 +20,8 @@ LABELS = LabelMap(("cat", "dog"))
 
 
 @pytest.fixture(scope="module")
-def predictor():
-    """A detector of one map with random weights: what it finds depends on every pixel."""
+def network():
+    """A detector of one map with random weights, and its anchors: what it finds depends on every pixel."""
     keras.utils.set_random_seed(3)
     image = keras.Input((*SIZE, 3), dtype="uint8")
     pixels = layers.make_preprocess("tf")(image)
@@ -28,7 +29,12 @@ def predictor():
     features = keras.layers.Conv2D(8, 9, kernel_initializer="he_normal", **options)(pixels)
     model = detector.build_ssd(keras.Model(image, [features]), 2, (4,))
     spec = anchor_boxes.chain((0.4, 0.8), ((2.0,),))
-    return Predictor(model, anchor_boxes.make_anchors(spec, [(4, 6)], SIZE), CONFIG, LABELS)
+    return model, anchor_boxes.make_anchors(spec, [(4, 6)], SIZE)
+
+
+@pytest.fixture(scope="module")
+def predictor(network):
+    return Predictor(*network, CONFIG, LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def test_score_threshold(predictor, photo):
     assert len(predictor(photo, 1.0)) == 0
 
 
-def fixed_predictor(image_size, anchors, logits):
+def fixed_predictor(image_size, anchors, logits, **settings):
     """A predictor whose network answers the same to every image: each anchor as it is."""
 
     def model(batch, training):
@@ -108,7 +114,7 @@ def fixed_predictor(image_size, anchors, logits):
             "box_deltas": keras.ops.zeros((keras.ops.shape(batch)[0], len(anchors), 4)),
         }
 
-    config = configs.replace(CONFIG, model__image_size=image_size)
+    config = configs.replace(CONFIG, model__image_size=image_size, **settings)
     return Predictor(model, np.float32(anchors), config, LABELS)
 
 
@@ -122,6 +128,38 @@ def test_boxes_are_pixels_of_the_original():
     np.testing.assert_allclose(found.scores, [1 / (1 + 2 * np.exp(-9)), 1 / (1 + 2 * np.exp(-8))], rtol=1e-5)
     portrait = predictor(np.zeros((64, 10, 3), np.uint8), 0.5)
     np.testing.assert_allclose(portrait.boxes[0], [2, 6.4, 3, 32], rtol=1e-5)
+
+
+@pytest.mark.parametrize("classification", ["sigmoid", "focal"])
+def test_without_background_every_column_is_a_class(classification):
+    anchors = [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]
+    logits = [[2, -3], [-9, 1]]
+    predictor = fixed_predictor((32, 32), anchors, logits, loss__classification=classification)
+    found = predictor(np.zeros((10, 10, 3), np.uint8), 0.04)
+    assert found.classes.tolist() == [1, 2, 2]
+    np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-x)) for x in (2, 1, -3)], rtol=1e-5)
+    np.testing.assert_allclose(found.boxes, [[0, 0, 5, 5], [5, 5, 10, 10], [0, 0, 5, 5]], atol=1e-5)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+@pytest.mark.parametrize("method", ["hard", "diou", "soft_gaussian", "soft_linear"])
+def test_every_kind_of_suppression_runs(network, photo, method, class_agnostic):
+    """Of boxes that compete none overlap by more than nms_iou, unless suppression is soft: it keeps more."""
+    settings = {"postprocess__nms": method, "postprocess__class_agnostic": class_agnostic}
+    config = configs.replace(CONFIG, **settings)
+    found = Predictor(*network, config, LABELS)(photo)
+    assert len(found) > 5
+    assert np.all(np.diff(found.scores) <= 0)
+    assert set(found.classes) == {1, 2}
+    # The unit of suppression is the image; the photo's sides are 70 and 50 pixels.
+    boxes = found.boxes[:, [1, 0, 3, 2]] / np.float32([70, 50, 70, 50])
+    overlaps = ops.distance_iou(boxes[:, None], boxes[None]) if method == "diou" else ops.iou(boxes, boxes)
+    compete = np.triu(np.ones_like(overlaps, bool), 1)
+    compete &= class_agnostic | (found.classes[:, None] == found.classes)
+    assert np.any(overlaps[compete] > 0.45 + 1e-5) == method.startswith("soft")
+    hard = Predictor(*network, configs.replace(config, postprocess__nms="hard"), LABELS)(photo)
+    assert (len(found) > len(hard)) == (method != "hard")
+    assert found.scores[0] == hard.scores[0]
 
 
 def test_records_are_detected_by_name(predictor, photo):

@@ -5,10 +5,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ssd_tf.boxes import matcher
-from ssd_tf.training.losses import BoxLoss, ClassLoss, log_softmax_losses, mine_negatives
+from ssd_tf.api import build
+from ssd_tf.boxes import coder, matcher, ops
+from ssd_tf.config import LossConfig
+from ssd_tf.errors import ConfigError
+from ssd_tf.training.losses import (
+    BoxLoss,
+    ClassLoss,
+    focal_losses,
+    log_softmax_losses,
+    mine_negatives,
+    sigmoid_losses,
+)
 
 TO_YXHW = [1, 0, 3, 2]
+ANCHORS = np.float32([[0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0.5, 0.4, 0.9]])
+IOU_KINDS = ["giou", "diou", "ciou"]
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +206,285 @@ def test_smooth_l1_by_hand():
     np.testing.assert_allclose(BoxLoss(weight=2.0).call(targets, predicted), [9.25, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [ClassLoss(2.0, 5), BoxLoss(0.5)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ClassLoss(2.0, 5),
+        ClassLoss(2.0, 5, "sigmoid", 0.1),
+        ClassLoss(kind="focal", focal_alpha=0.75, focal_gamma=1.5),
+        BoxLoss(0.5),
+        BoxLoss(0.5, "ciou", ANCHORS / 3),
+    ],
+)
 def test_losses_survive_serialisation(loss):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert again.get_config() == loss.get_config()
     assert type(again) is type(loss)
+    np.testing.assert_array_equal(getattr(again, "anchors", None), getattr(loss, "anchors", None))
+
+
+def test_label_smoothing_of_softmax_by_hand():
+    logits = np.float32([[[0, np.log(3), 0]] * 2 + [[0, 0, 0]]])
+    losses = log_softmax_losses(logits, np.int32([[1, 0, 2]]), 0.3)  # targets .8, .1, .1
+    ln3, ln5 = np.log(3), np.log(5)
+    np.testing.assert_allclose(losses, [[ln5 - 0.8 * ln3, ln5 - 0.1 * ln3, ln3]], rtol=1e-6)
+    loss = ClassLoss(kind="softmax", label_smoothing=0.3).call(np.int32([[1, 0, -1]]), logits)
+    np.testing.assert_allclose(loss, [2 * ln5 - 0.9 * ln3], rtol=1e-6)
+
+
+LN2, LN3, LN4 = np.log([2, 3, 4])
+
+
+def test_sigmoid_losses_by_hand():
+    logits = np.float32([[[LN3, 0]] * 3])  # probabilities 3/4 and 1/2
+    labels = np.int32([[1, 2, 0]])
+    np.testing.assert_allclose(
+        sigmoid_losses(logits, labels), [[LN4 - LN3 + LN2, LN4 + LN2, LN4 + LN2]], rtol=1e-6
+    )
+    smoothed = [0.9 * (LN4 - LN3) + 0.1 * LN4 + LN2, *[0.9 * LN4 + 0.1 * (LN4 - LN3) + LN2] * 2]
+    np.testing.assert_allclose(sigmoid_losses(logits, labels, 0.2), [smoothed], rtol=1e-6)
+
+
+def test_sigmoid_loss_is_that_of_positives_and_the_hardest_negatives():
+    levels = np.log(np.float32([[1, 3], [7, 1], [1, 1], [4, 4], [1, 5], [99, 99]]))
+    labels = np.int32([[2, 0, 0, 0, 0, -1]])
+    # The positive: ln 2 + ln 4/3. The negatives: ln 8 + ln 2, 2 ln 2, 2 ln 5 and ln 2 + ln 6 (by its highest score
+    # alone it would be mined, not the one before).
+    expected = LN2 + LN4 - LN3 + np.log(8 * 2 * 5 * 5)
+    np.testing.assert_allclose(ClassLoss(2.0, kind="sigmoid").call(labels, levels[None]), [expected], rtol=1e-6)
+    smoothed = ClassLoss(0.0, kind="sigmoid", label_smoothing=0.2).call(labels, levels[None])
+    np.testing.assert_allclose(smoothed, [LN2 + 0.9 * (LN4 - LN3) + 0.1 * LN4], rtol=1e-6)
+
+
+def test_focal_losses_by_hand():
+    logits = np.float32([[[LN3, 0]] * 3])
+    labels = np.int32([[1, 2, 0]])
+    other = 0.75 * 0.5**2 * LN2  # probability 1/2, not the label
+    wrong = 0.75 * 0.75**2 * LN4  # probability 3/4, not the label
+    expected = [0.25 * 0.25**2 * (LN4 - LN3) + other, wrong + other / 3, wrong + other]
+    np.testing.assert_allclose(focal_losses(logits, labels, 0.25, 2.0), [expected], rtol=1e-6)
+    expected = [0.9 * 0.25**0.5 * (LN4 - LN3) + 0.1 * 0.5**0.5 * LN2]
+    np.testing.assert_allclose(focal_losses(logits, labels, 0.9, 0.5)[:, :1], [expected], rtol=1e-6)
+    smoothed = 0.25 * 0.25**2 * (0.9 * (LN4 - LN3) + 0.1 * LN4) + other  # the weights are as before
+    np.testing.assert_allclose(focal_losses(logits, labels, 0.25, 2.0, 0.2)[:, :1], [[smoothed]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_focal_loss_without_focus_is_half_the_cross_entropy(smoothing):
+    labels = np.random.default_rng(8).integers(0, 4, (3, 20)).astype(np.int32)
+    logits = random_logits((3, 20, 3), 9)
+    focal = focal_losses(logits, labels, 0.5, 0.0, smoothing)
+    np.testing.assert_allclose(focal, 0.5 * sigmoid_losses(logits, labels, smoothing), rtol=1e-6)
+
+
+def test_focal_loss_takes_every_anchor_but_the_ignored():
+    labels = np.int32([[1, 0, 0, -1], [0, 0, -1, -1]])
+    logits = np.float32([[[LN3, 0]] * 4] * 2)
+    loss = ClassLoss(0.0, kind="focal", focal_alpha=0.4, focal_gamma=1.0)
+    negative = 0.6 * (0.75 * LN4 + 0.5 * LN2)
+    positive = 0.4 * 0.25 * (LN4 - LN3) + 0.6 * 0.5 * LN2
+    np.testing.assert_allclose(loss.call(labels, logits), [positive + 2 * negative, 2 * negative], rtol=1e-6)
+    gradient = class_gradient(loss, labels, logits)
+    assert np.all((gradient != 0).any(-1) == (labels >= 0))
+
+
+EXTREMES = [-1000, 0, 1000]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "focal"])
+def test_class_losses_are_finite_for_large_logits(kind, gamma, smoothing):
+    logits = np.float32([[[a, b, c] for a in EXTREMES for b in EXTREMES for c in EXTREMES]])
+    labels = np.int32([[1, 2, 0] * 9])
+    loss = ClassLoss(100.0, 0, kind, smoothing, 0.25, gamma)
+    assert np.all(np.isfinite(loss.call(labels, logits)))
+    gradient = class_gradient(loss, labels, logits)
+    assert np.all(np.isfinite(gradient)) and np.abs(gradient).max() > 0.01
+
+
+def test_extreme_logits_by_hand():
+    logits = np.float32([[[1000, -1000], [-1000, 1000], [-1000, -20]]])
+    labels = np.int32([[1, 1, 0]])
+    np.testing.assert_allclose(sigmoid_losses(logits, labels), [[0, 2000, np.exp(-20)]], rtol=1e-5)
+    smoothed = [[100, 1900, 51]]  # .05 of each logit that is right, .95 of each that is wrong
+    np.testing.assert_allclose(sigmoid_losses(logits, labels, 0.1), smoothed, rtol=1e-5)
+    focal = focal_losses(logits, labels, 0.25, 0.5)
+    np.testing.assert_allclose(focal, [[0, 1000, 0.75 * np.exp(-30)]], rtol=1e-5)
+    np.testing.assert_allclose(log_softmax_losses(logits, labels - 1 + (labels == 0), 0.1)[0, 0], 100, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", [log_softmax_losses, sigmoid_losses, focal_losses])
+def test_class_gradients_equal_finite_differences(kind, smoothing):
+    options = {"alpha": 0.25, "gamma": 1.5} if kind is focal_losses else {}
+    labels = np.int32([[0, 1, 2, 0, 2, 1]])
+    logits = random_logits((1, 6, 3), 10).astype(np.float64)
+
+    def losses(values):
+        return kind(values, labels, smoothing=smoothing, **options)
+
+    values = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        total = tf.reduce_sum(losses(values))
+    step, expected = 1e-5, np.zeros_like(logits)
+    for k in range(3):
+        shift = step * np.eye(3)[k]
+        ends = [np.asarray(losses(tf.constant(moved))) for moved in (logits + shift, logits - shift)]
+        expected[..., k] = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(tape.gradient(total, values), expected, rtol=1e-6, atol=1e-8)
+
+
+def iou_batch():
+    """Two images with the anchors ANCHORS, the second without matches, and what each loss is."""
+    targets, predicted = np.zeros((2, 3, 5), np.float32), np.zeros((2, 3, 4), np.float32)
+    targets[0, :2, 4] = 1
+    predicted[0, 0] = [5, 0, 0, 0]  # half a height lower: areas 1/2 of 3/2 shared, which fill the box around both
+    targets[0, 1, 2] = LN2 / 0.2  # twice as high, with the same centre
+    targets[0, 2, :4], predicted[0, 2] = 3, -50  # not matched
+    predicted[1] = [1e18, -1e18, 1e18, -1e18]
+    aspect = 4 / np.pi**2 * (np.pi / 4 - np.arctan(0.5)) ** 2
+    distance = 0.2**2 / (0.6**2 + 0.4**2)
+    sums = {"giou": 2 / 3 + 1 / 2, "diou": 2 / 3 + distance + 1 / 2}
+    sums["ciou"] = sums["diou"] + aspect**2 / (0.5 + aspect)
+    return targets, predicted, sums
+
+
+@pytest.mark.parametrize("kind", IOU_KINDS)
+def test_losses_on_the_overlap_by_hand(kind):
+    targets, predicted, sums = iou_batch()
+    np.testing.assert_allclose(BoxLoss(1.0, kind, ANCHORS).call(targets, predicted), [sums[kind], 0], rtol=1e-5)
+    doubled = BoxLoss(2.0, kind, ANCHORS.tolist()).call(targets, predicted)
+    np.testing.assert_allclose(doubled, [2 * sums[kind], 0], rtol=1e-5)
+
+
+def box_gradient(loss, targets, predicted):
+    predicted = tf.constant(predicted)
+    with tf.GradientTape() as tape:
+        tape.watch(predicted)
+        total = tf.reduce_sum(loss.call(targets, predicted))
+    return np.asarray(tape.gradient(total, predicted))
+
+
+@pytest.mark.parametrize("kind", IOU_KINDS)
+def test_anchors_without_match_have_no_gradient_on_the_overlap(kind):
+    targets, predicted, _ = iou_batch()
+    targets[:, 2, :4] = np.inf
+    predicted[1, 0] = np.nan
+    anchors = ANCHORS.copy()
+    anchors[2] = 0  # even one without extent, which does not overlap itself
+    loss = BoxLoss(1.0, kind, anchors)
+    assert np.all(np.isfinite(loss.call(targets, predicted)))
+    assert float(loss.call(targets, predicted)[1]) == 0.0
+    gradient = box_gradient(loss, targets, predicted)
+    assert np.all(np.isfinite(gradient))
+    assert np.array_equal((gradient != 0).any(-1), targets[..., 4] > 0)
+
+
+@pytest.mark.parametrize("kind", IOU_KINDS)
+def test_overlap_of_any_prediction_has_finite_gradients(kind):
+    loss = BoxLoss(1.0, kind, ANCHORS[:1])
+    boxes = np.float32([[0.3, -0.2, 0.5, 0.1, 1], [0, 0, 0, 0, 1], [0, 0, -80, 3, 1], [0, 0, 9, 9, 1]])
+    numbers = [-1e18, -1e4, -20.0, 0.0, 20.0, 1e4, 1e18]
+    grid = np.float32([[shift, 1, log_size, 2] for shift in numbers for log_size in numbers])
+    targets, predicted = np.repeat(boxes, len(grid), axis=0)[:, None], np.tile(grid, (4, 1))[:, None]
+    losses = loss.call(targets, predicted)
+    assert np.all((losses > 0) & (losses <= 2.5))
+    assert np.all(np.isfinite(box_gradient(loss, targets, predicted)))
+    np.testing.assert_allclose(loss.call(boxes[:, None], boxes[:, None, :4]), np.zeros(4), atol=1e-6)
+    assert np.all(np.isfinite(box_gradient(loss, boxes[:, None], boxes[:, None, :4])))
+
+
+def random_pairs(num_pairs, seed):
+    """(anchors, deltas of boxes about as large, some beside their anchor), float64."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.uniform(0.1, 0.4, (num_pairs, 2))
+    middles = rng.uniform(0.2, 0.8, (num_pairs, 2))
+    anchors = np.concatenate([middles - sizes / 2, middles + sizes / 2], axis=1)
+    return anchors, rng.normal(0, 1, (num_pairs, 4)) * [8, 8, 2, 2]
+
+
+@pytest.mark.parametrize("kind", IOU_KINDS)
+def test_gradients_on_the_overlap_equal_finite_differences(kind):
+    anchors, deltas = random_pairs(12, 20)
+    predicted = np.random.default_rng(21).normal(0, 2, (12, 4))
+    targets = np.float32(np.concatenate([deltas, np.ones((12, 1))], axis=1))[None]
+    gradient = box_gradient(BoxLoss(1.0, kind, anchors), targets, np.float32(predicted[None]))[0]
+    aspect_weights = []
+
+    def overlaps(values, as_constant):
+        boxes = coder.decode(values, anchors), coder.decode(deltas, anchors)
+        if kind == "ciou":
+            return ops.complete_iou(*boxes, as_constant=as_constant)
+        return {"giou": ops.generalized_iou, "diou": ops.distance_iou}[kind](*boxes)
+
+    overlaps(predicted, lambda weights: aspect_weights.append(weights) or weights)
+    step, expected = 1e-6, np.zeros((12, 4))
+    for k in range(4):
+        shift = step * np.eye(4)[k]
+        ends = [overlaps(moved, lambda _: aspect_weights[0]) for moved in (predicted - shift, predicted + shift)]
+        expected[:, k] = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", *IOU_KINDS])
+def test_descent_on_a_box_loss_lays_boxes_upon_each_other(kind):
+    anchors, deltas = random_pairs(10, 22)
+    targets = tf.constant(np.concatenate([deltas, np.ones((10, 1))], axis=1)[None], tf.float32)
+    loss = BoxLoss(1.0, kind, anchors)
+    predicted = tf.Variable(np.zeros((1, 10, 4), np.float32))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.3, 300))
+    optimizer.build([predicted])
+
+    @tf.function
+    def descend():
+        for _ in tf.range(300):
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(loss.call(targets, predicted))
+            optimizer.apply([tape.gradient(total, predicted)], [predicted])
+
+    def overlaps():
+        boxes = coder.decode(predicted.numpy()[0], anchors), coder.decode(deltas, anchors)
+        return np.diag(ops.iou(*boxes))
+
+    assert overlaps().min() == 0 and overlaps().max() < 0.9
+    descend()
+    assert overlaps().min() > 0.95
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "focal"])
+def test_compiled_losses_are_the_eager_ones(kind):
+    labels = np.random.default_rng(23).choice([0, 0, 0, 1, 2, 3, -1], (2, 3)).astype(np.int32)
+    targets, predicted, _ = iou_batch()
+    losses = ClassLoss(kind=kind, label_smoothing=0.1), BoxLoss(1.0, "ciou", ANCHORS)
+    values = (labels, random_logits((2, 3, 3), 24)), (targets, predicted)
+    for loss, arguments in zip(losses, values, strict=True):
+        compiled = tf.function(loss.call, jit_compile=True)
+        np.testing.assert_allclose(compiled(*arguments), loss.call(*arguments), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: ClassLoss(kind="hinge"), "loss.classification: 'hinge' is none of softmax, sigmoid, focal"),
+        (lambda: BoxLoss(kind="iou", anchors=ANCHORS), "loss.box: 'iou' is none of smooth_l1, giou, diou, ciou"),
+        (lambda: BoxLoss(kind="giou"), "loss.box=giou needs the anchors"),
+    ],
+)
+def test_losses_refuse_what_they_are_not(make, named):
+    with pytest.raises(ConfigError, match=named):
+        make()
+
+
+def test_config_chooses_the_losses():
+    made = build.make_losses(LossConfig(), ANCHORS)
+    assert made["class_logits"].get_config() == ClassLoss().get_config()
+    assert made["box_deltas"].get_config() == BoxLoss().get_config()  # the anchors are not kept
+    settings = LossConfig("focal", 0.75, 1.5, 0.02, 0.1, "diou", 2.0, 4, 5.0)
+    made = build.make_losses(settings, ANCHORS)
+    assert made["class_logits"].get_config() == ClassLoss(2.0, 4, "focal", 0.1, 0.75, 1.5).get_config()
+    assert made["box_deltas"].get_config() == BoxLoss(5.0, "diou", ANCHORS).get_config()
 
 
 def scaled_model(num_anchors):

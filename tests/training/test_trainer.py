@@ -195,7 +195,8 @@ def prepare(recipe, drawn_records, run_dir, *overrides):
 
     def go_on(validate=None, write_line=lambda _: None, hooks=()):
         detector = build.build(config)
-        trainer.compile_detector(detector.model, build.make_losses(config.loss), config.train)
+        losses = build.make_losses(config.loss, detector.anchors)
+        trainer.compile_detector(detector.model, losses, config.train)
         return trainer.train(
             detector.model,
             lambda start: pipeline.training_stream(records, detector.anchors, config, start),
@@ -342,6 +343,7 @@ def test_xla_is_left_out_of_deterministic_training(small_backbone):
     config = configs.load_config(None, ["model.backbone=small", "model.weights=none", "model.num_classes=2"])
     config = configs.replace(config, train__jit_compile=True, train__steps=2, model__image_size=(64, 64))
     for deterministic in (False, True):
-        model = build.build(config).model
-        trainer.compile_detector(model, build.make_losses(config.loss), config.train, deterministic)
-        assert model.jit_compile is not deterministic
+        detector = build.build(config)
+        losses = build.make_losses(config.loss, detector.anchors)
+        trainer.compile_detector(detector.model, losses, config.train, deterministic)
+        assert detector.model.jit_compile is not deterministic

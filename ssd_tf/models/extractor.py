@@ -1,0 +1,183 @@
+"""From a recipe to feature maps: preprocessing, backbone, taps, neck and auxiliary layers."""
+
+import contextlib
+import itertools
+import re
+from pathlib import Path
+
+import keras
+
+from ssd_tf.errors import ConfigError, DataError, SsdError, shown, suggest
+from ssd_tf.models import layers, necks, registry, strides
+
+
+def feature_extractor(settings, load_weights=True):
+    """Builds the network up to the feature maps.
+
+    Args:
+      settings: config.ModelConfig.
+      load_weights: False leaves the backbone as initialised: no file is read, nothing is fetched.
+
+    Returns:
+      keras.Model, uint8 [B, H, W, 3] RGB to a list of maps [B, h, w, c], fine to coarse.
+
+    Raises:
+      ConfigError: unknown backbone, layout or layer, no taps or taps out of order, image too small for the levels.
+      DataError: weights that do not fit. EnvironmentFault: weights that cannot be fetched.
+    """
+    backbone = registry.get_backbone(settings.backbone)
+    layout = registry.get_layout(backbone, settings)
+    if not layout.taps:
+        candidates = _widest_layers(_build_backbone(backbone, settings, None))
+        raise ConfigError(
+            f"{backbone.name} is a model of keras.applications: name its layers to tap, fine to coarse, such as "
+            f"model.taps={','.join(candidates)}"
+        )
+    image = keras.Input((*settings.image_size, 3), dtype="uint8", name="image")
+    mode = backbone.preprocessing if settings.preprocessing == "auto" else settings.preprocessing
+    pixels = layers.make_preprocess(mode, settings.input_mean, settings.input_scale)(image)
+    weights = settings.weights if load_weights and settings.weights != "none" else None
+    body = _tapped(_build_backbone(backbone, settings, weights), layout, settings)
+    outputs = body(pixels)
+    maps, last = outputs[: len(layout.taps)], outputs[-1]
+    if settings.neck == "fpn":
+        maps = necks.add_fpn(maps, settings.neck_channels)
+    maps = _with_extras(list(maps), last, layout, settings)
+    _check_maps(maps, settings)
+    return keras.Model(image, maps, name="feature_extractor")
+
+
+def _build_backbone(backbone, settings, weights):
+    """The backbone as its function makes it, with the strides removed that the recipe names."""
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
+        raise DataError(f"model.weights: no such file: {shown(weights)}")
+    if settings.width != 1 and "width" not in backbone.options:
+        raise ConfigError(f"model.width: {backbone.name} has no width multiplier")
+    options = {name: getattr(settings, name) for name in backbone.options}
+    with _building(backbone.name, settings.image_size, weights):
+        model = backbone.build((*settings.image_size, 3), weights, **options)
+        if settings.remove_stride_at:
+            model = strides.remove_strides(model, settings.remove_stride_at)
+    return model
+
+
+def _tapped(model, layout, settings):
+    """The backbone as a model from pixels to its taps, and to the map that the auxiliary layers follow."""
+    outputs = [_find(model, tap, settings.backbone) for tap in layout.taps]
+    last = outputs[-1] if layout.extras_after is None else _find(model, layout.extras_after, settings.backbone)
+    if settings.dual_path:
+        last = strides.at_half_resolution(model, settings.remove_stride_at, last)
+    if last is not outputs[-1]:
+        outputs.append(last)
+    return keras.Model(model.inputs[0], outputs, name="backbone")
+
+
+def _find(model, tap, backbone):
+    """The output of the layer that a tap names."""
+    names = [layer.name for layer in model.layers]
+    if isinstance(tap, int):
+        if not -len(names) <= tap < len(names):
+            raise ConfigError(f"backbone {backbone!r} has no layer {tap}: it has {len(names)}")
+        return model.layers[tap].output
+    if tap not in names:
+        raise ConfigError(f"backbone {backbone!r} has no layer {tap!r}{suggest(tap, names)}")
+    layer = model.get_layer(tap)
+    if _is_automatic(layer):
+        raise ConfigError(
+            f"backbone {backbone!r}: Keras counts the name of tap {tap!r} up, in the next build it may be another "
+            f"layer's; give the index, {names.index(tap)}"
+        )
+    return layer.output
+
+
+def _widest_layers(model):
+    """The last of the widest layers at about 1/8, 1/16 and 1/32 of the image: names, or indices of automatic ones."""
+    best = {}
+    for index, layer in enumerate(model.layers):
+        shape = layer.output.shape
+        if len(shape) == 4 and not isinstance(layer, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)):
+            tap = str(index) if _is_automatic(layer) else layer.name
+            best[shape[1]] = max(best.get(shape[1], (0,)), (shape[3], index, tap))
+    height = model.inputs[0].shape[1]
+    return [best[min(best, key=lambda rows: abs(rows - height / stride))][-1] for stride in (8, 16, 32)]
+
+
+def _is_automatic(layer):
+    """Tells whether a layer's name is its class and a number, which depends on what was built before."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+    return re.fullmatch(rf"{re.escape(words)}(_\d+)?", layer.name) is not None
+
+
+@contextlib.contextmanager
+def _building(name, image_size, weights):
+    """Turns Keras' errors about sizes and files into ours."""
+    try:
+        yield
+    except SsdError:
+        raise
+    except Exception as error:  # Keras raises ValueError, OSError, KeyError and bare Exception here
+        reason = _reason(error)
+        if weights == "imagenet":
+            raise ConfigError(
+                f"model.weights=imagenet does not work for {name} ({reason}); set model.weights=none or a weights file"
+            ) from error
+        if weights is not None:
+            raise DataError(f"{shown(weights)} does not fit {name}: {reason}") from error
+        raise ConfigError(f"{name} cannot be built at {image_size[0]}x{image_size[1]}: {reason}") from error
+
+
+def _reason(error):
+    """The line of a Keras error that says what is wrong: those that say where it came from are left out."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith("Exception encountered")]
+    return (telling or [type(error).__name__])[0][:160]
+
+
+def _with_extras(maps, last, layout, settings):
+    """Appends auxiliary layers after `last` until the chain ends or there are as many levels as asked for."""
+    level = 0
+    while not settings.levels or len(maps) < settings.levels:
+        extra = _choose_extra(tuple(last.shape[1:3]), level, layout, settings.extras_chain)
+        if extra is None:
+            break
+        level += 1
+        last = layers.add_extra(last, extra, f"extra_{level}", settings.extras, settings.extras_norm)
+        maps.append(last)
+    return maps[: settings.levels or None]
+
+
+def _choose_extra(size, level, layout, chain):
+    """The Extra after a map of `size`: the recipe's, else the layout's, else the rule's; None at the end."""
+    if chain:
+        return _listed_extra(size, level, chain)
+    if layout.extras is None:
+        return layers.next_extra(size, level)
+    if max(size) == 1 or level >= len(layout.extras):
+        return None
+    return layout.extras[level] if min(layers.extra_size(size, layout.extras[level])) >= 1 else None
+
+
+def _listed_extra(size, level, chain):
+    """An entry of model.extras_chain, checked against the map that it reads."""
+    if level >= len(chain):
+        return None
+    extra = layers.Extra(*chain[level])
+    after = layers.extra_size(size, extra)
+    where, what = f"model.extras_chain: entry {level + 1}", f"a {size[0]}x{size[1]} map"
+    if min(after) < 1:
+        raise ConfigError(f"{where}: kernel {extra.kernel} does not fit {what} with padding {extra.padding}")
+    if after[0] > size[0] or after[1] > size[1]:
+        raise ConfigError(f"{where}: makes {what} larger, {after[0]}x{after[1]}; maps go from fine to coarse")
+    return extra
+
+
+def _check_maps(maps, settings):
+    sizes = [tuple(feature.shape[1:3]) for feature in maps]
+    for fine, coarse in itertools.pairwise(sizes):
+        if not (coarse[0] <= fine[0] and coarse[1] <= fine[1]):
+            raise ConfigError(f"taps out of order: a {coarse} map follows a {fine} one")
+    if len(maps) < settings.levels:
+        raise ConfigError(
+            f"model.levels={settings.levels}: {settings.backbone} at {settings.image_size[0]}x"
+            f"{settings.image_size[1]} has {len(maps)} levels"
+        )

@@ -1,0 +1,74 @@
+"""Weights that other people's networks were saved with, for our backbones: which file fits which."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_tf.errors import ConfigError, DataError, shown
+from ssd_tf.pretrained import places, safetensors_file, timm
+
+
+@dataclass(frozen=True)
+class Importer:
+    """How files of one format fill one backbone.
+
+    Attributes:
+      open: context manager (path) -> ({name: shape}, function from a name to its array).
+      places: {name: places.Place}.
+      is_unused: function (name) -> whether an array may be there and is not read.
+    """
+
+    open: Callable
+    places: dict[str, places.Place]
+    is_unused: Callable
+
+
+# {suffix of the file: {backbone: Importer}}
+_IMPORTERS = {
+    ".safetensors": {
+        "inception_v4": Importer(safetensors_file.open_safetensors, timm.inception_v4_places(), timm.is_unused)
+    },
+}
+
+
+def find_importer(settings):
+    """Returns the Importer for model.weights, or None where Keras reads it or there is nothing to read.
+
+    Args:
+      settings: config.ModelConfig.
+
+    Raises:
+      ConfigError: a format that is not read for this backbone.
+    """
+    suffix = Path(settings.weights).suffix.lower()
+    by_backbone = _IMPORTERS.get(suffix)
+    if by_backbone is None:
+        return None
+    if settings.backbone not in by_backbone:
+        raise ConfigError(
+            f"model.weights: {suffix} files are read for {', '.join(by_backbone)}, not for {settings.backbone}: "
+            f"{shown(settings.weights)}"
+        )
+    return by_backbone[settings.backbone]
+
+
+def load_backbone(importer, path, model):
+    """Fills a backbone from a file, or leaves it as it is.
+
+    Args:
+      importer: Importer.
+      path: the file.
+      model: keras.Model, the backbone up to its last tap.
+
+    Raises:
+      DataError: the file is missing, unreadable or does not fit; names it.
+      EnvironmentFault: a package is missing.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"model.weights: no such file: {shown(path)}")
+    try:
+        with importer.open(path) as (shapes, read):
+            used = {name: shape for name, shape in shapes.items() if not importer.is_unused(name)}
+            places.fill(model, importer.places, used, read)
+    except DataError as error:
+        raise DataError(f"{error}: {shown(path)}") from None

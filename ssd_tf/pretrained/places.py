@@ -1,0 +1,69 @@
+"""Where arrays of a file belong in a network; checked as a whole before the first weight changes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd_tf.errors import DataError, shown
+
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Place:
+    """A weight of a layer, and how it lies in the file.
+
+    Attributes:
+      layer: name of the layer.
+      weight: attribute of the layer that holds the weight.
+      axes: transposition that turns the file's array into the weight.
+    """
+
+    layer: str
+    weight: str
+    axes: tuple[int, ...] = (0,)
+
+
+def fill(model, places, shapes, read):
+    """Fills a network with the arrays of a file, or leaves it as it is.
+
+    Args:
+      model: keras.Model; layers behind its last output may be left out of it.
+      places: {name in the file: Place} of the whole network.
+      shapes: {name in the file: shape}.
+      read: function from a name to its array, float32.
+
+    Raises:
+      DataError: arrays that are missing, of another shape, unknown or not finite: names the first.
+    """
+    layers = {layer.name: layer for layer in model.layers}
+    targets = {
+        name: (getattr(layers[place.layer], place.weight), place.axes)
+        for name, place in places.items()
+        if place.layer in layers
+    }
+    unknown = [f"{shown(name)[:80]} is not part of the network" for name in shapes if name not in places]
+    _refuse([*_misfits(targets, shapes), *unknown])
+    arrays = {name: read(name).transpose(axes) for name, (_, axes) in targets.items()}
+    _refuse([f"{name} is not finite" for name, array in arrays.items() if not np.all(np.isfinite(array))])
+    for name, (variable, _) in targets.items():
+        variable.assign(arrays[name])
+
+
+def _misfits(targets, shapes):
+    for name, (variable, axes) in targets.items():
+        expected = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
+        if name not in shapes:
+            yield f"{name} is missing"
+        elif shapes[name] != expected:
+            yield f"{name} is {_dimensions(shapes[name])} in the file, expected {_dimensions(expected)}"
+
+
+def _dimensions(shape):
+    return "x".join(map(str, shape))[:80] or "one number"
+
+
+def _refuse(faults):
+    if faults:
+        more = f"; and {len(faults) - _NUM_SHOWN} more" if len(faults) > _NUM_SHOWN else ""
+        raise DataError(f"weights do not fit: {'; '.join(faults[:_NUM_SHOWN])}{more}")

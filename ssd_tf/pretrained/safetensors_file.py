@@ -1,0 +1,48 @@
+"""Files of the safetensors format, read array by array."""
+
+import contextlib
+import os
+
+import numpy as np
+
+from ssd_tf.errors import DataError, EnvironmentFault, shown
+
+_TYPES = ("F16", "F32", "F64")
+
+
+@contextlib.contextmanager
+def open_safetensors(path):
+    """Opens a file; only its header is read until an array is asked for.
+
+    Args:
+      path: the file.
+
+    Yields:
+      ({name: shape}, function from a name to its array, float32).
+
+    Raises:
+      DataError: unreadable, damaged, or no floating-point numbers; the caller names the file.
+      EnvironmentFault: the package safetensors is missing; names the extra.
+    """
+    try:
+        import safetensors
+    except ImportError:
+        raise EnvironmentFault(
+            f"safetensors is not installed (pip install safetensors, or the extra ssd_tf[import]): {shown(path)}"
+        ) from None
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield shapes, lambda name: _read(file, name)
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else shown(error)[:120]
+        raise DataError(f"cannot read: {reason}") from None
+    except safetensors.SafetensorError as error:
+        raise DataError(f"cannot read safetensors: {shown(error)[:120]}") from None
+
+
+def _read(file, name):
+    kind = file.get_slice(name).get_dtype()
+    if kind not in _TYPES:
+        raise DataError(f"{shown(name)[:80]} is of type {kind}, expected one of {', '.join(_TYPES)}")
+    return file.get_tensor(name).astype(np.float32, copy=False)

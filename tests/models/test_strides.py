@@ -1,0 +1,123 @@
+"""Stride removal and dual path: which maps come out, that the weights stay, and what each path sees."""
+
+import keras
+import numpy as np
+import pytest
+from backbone_cases import make_config, random_batch
+
+from ssd_tf.api import build
+from ssd_tf.errors import ConfigError
+from ssd_tf.models import strides
+from ssd_tf.models.extractor import feature_extractor
+from ssd_tf.models.mobilenet import mobilenet_v1
+from ssd_tf.models.vgg import vgg16
+
+PAPER_TAPS = ("conv_pw_11_relu", "conv_pw_13_relu")
+
+
+def maps_of(**leaves):
+    leaves = {f"model__{key}": value for key, value in leaves.items()}
+    config = make_config(leaves.pop("model__backbone"), 300, **leaves)
+    return tuple(rows for rows, _ in build.build_map_sizes(config))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "taps", "removed", "expected"),
+    [
+        ("mobilenet_v1", PAPER_TAPS, (), (19, 10, 5, 3, 1)),
+        ("mobilenet_v1", PAPER_TAPS, ("conv1",), (38, 19, 10, 5, 3, 1)),  # S1L0
+        ("mobilenet_v1", PAPER_TAPS, ("conv_dw_4",), (38, 19, 10, 5, 3, 1)),  # S1L4
+        ("mobilenet_v1", PAPER_TAPS, ("conv1", "conv_dw_6"), (75, 38, 19, 10, 5, 3, 1)),  # S2L0_6
+        ("mobilenet_v1", (), ("conv1",), (75, 38, 19, 10, 5, 3, 1)),
+        ("vgg16", (), ("block1_pool",), (75, 38, 19, 10, 5, 3, 1)),  # S1L2
+        ("vgg16", (), ("block1_pool", "block2_pool"), (150, 75, 38, 19, 10, 5, 3, 1)),
+    ],
+)
+def test_maps_without_strides(backbone, taps, removed, expected):
+    assert maps_of(backbone=backbone, taps=taps, remove_stride_at=removed) == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "taps", "removed", "expected"),
+    [
+        ("mobilenet_v1", PAPER_TAPS, ("conv1",), (38, 19, 5, 3, 1)),  # steps 8, 16, 64, 100, 300 in the paper
+        ("vgg16", (), ("block1_pool",), (75, 38, 10, 5, 3, 1)),  # steps 4, 8, 32, 64, 100, 300
+    ],
+)
+def test_maps_of_two_paths(backbone, taps, removed, expected):
+    assert maps_of(backbone=backbone, taps=taps, remove_stride_at=removed, dual_path=True) == expected
+
+
+def outputs_of(model, names, image):
+    probe = keras.Model(model.inputs[0], [model.get_layer(name).output for name in names])
+    return [np.asarray(output) for output in probe(image)]
+
+
+def test_features_without_a_stride_hold_those_with_it():
+    """On an even side "same" starts a stride-2 window one pixel later than a stride-1 window."""
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
+    before = mobilenet_v1((64, 64, 3), None, width=0.25)
+    after = strides.remove_strides(before, ("conv1",))
+    (_, coarse), (_, fine) = (outputs_of(model, ("conv1", "conv1_relu"), image) for model in (before, after))
+    assert fine.shape == (1, 64, 64, 8)
+    np.testing.assert_allclose(fine[:, 1::2, 1::2], coarse, atol=1e-6)
+    for one, other in zip(before.get_weights(), after.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_pool_without_its_stride_is_the_identity():
+    image = np.random.default_rng(0).uniform(-99, 99, (1, 32, 32, 3)).astype(np.float32)
+    model = strides.remove_strides(vgg16((32, 32, 3), None), ("block1_pool",))
+    before, after = outputs_of(model, ("block1_conv2", "block1_pool"), image)
+    assert np.array_equal(before, after)
+
+
+def test_second_path_runs_the_same_layers_on_every_second_pixel():
+    config = make_config(
+        "mobilenet_v1", 128, model__width=0.25, model__remove_stride_at=("conv1",), model__dual_path=True,
+        model__taps=PAPER_TAPS, model__levels=2,
+    )  # fmt: skip
+    settings = config.model
+    extractor = feature_extractor(settings)
+    body = extractor.get_layer("backbone")
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 128, 128, 3)).astype(np.float32)
+    fine, coarse, low = (np.asarray(output) for output in body(pixels))
+    assert (fine.shape[1], coarse.shape[1], low.shape[1]) == (16, 8, 4)
+    x = body.get_layer("conv1")(pixels)[:, ::2, ::2]
+    names = [layer.name for layer in body.layers]
+    for name in names[names.index("conv1") + 1 : names.index(PAPER_TAPS[1]) + 1]:
+        if not isinstance(body.get_layer(name), (keras.Model, keras.layers.MaxPooling2D)):
+            x = body.get_layer(name)(x)
+    np.testing.assert_allclose(low, x, atol=1e-5)
+
+
+def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
+    leaves = {"model__width": 0.25, "model__remove_stride_at": ("conv1",), "model__taps": PAPER_TAPS}
+    config = make_config("mobilenet_v1", 128, **leaves, model__dual_path=True)
+    model, other = build.build(config).model, build.build(config).model
+    single = feature_extractor(make_config("mobilenet_v1", 128, **leaves, model__levels=2).model)
+    double = feature_extractor(
+        make_config("mobilenet_v1", 128, **leaves, model__levels=2, model__dual_path=True).model
+    )
+    assert single.count_params() == double.count_params()
+    image = random_batch(1, 128, batch=1)[0]
+    model.save_weights(tmp_path / "a.weights.h5")
+    other.load_weights(tmp_path / "a.weights.h5")
+    assert np.array_equal(model(image)["class_logits"], other(image)["class_logits"])
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        (
+            {"remove_stride_at": ("conv_dw_3",)},
+            r"'conv_dw_3' is no layer with a stride .*there are: conv1, conv_dw_2",
+        ),
+        ({"remove_stride_at": ("conv_1",)}, r"did you mean conv1\?"),
+        ({"dual_path": True}, r"model\.dual_path needs model\.remove_stride_at"),
+    ],
+)
+def test_what_is_refused(leaves, message):
+    settings = make_config("mobilenet_v1", 128, **{f"model__{key}": value for key, value in leaves.items()}).model
+    with pytest.raises(ConfigError, match=message):
+        feature_extractor(settings)
