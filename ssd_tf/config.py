@@ -215,6 +215,8 @@ class Config:
         model = self.model
         if model.preprocessing == "custom" and len(model.input_mean) != 3:
             raise ConfigError("model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)")
+        if self.loss.classification == "focal" and self.loss.min_negatives:
+            raise ConfigError("loss.min_negatives is for mined losses; loss.classification=focal mines nothing")
         for first, second in zip(self.train.milestones, self.train.milestones[1:], strict=False):
             if second <= first:
                 raise ConfigError("train.milestones must increase")

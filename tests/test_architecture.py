@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "annotations": BASE | {"fileio", "structures"},
     "records": BASE | {"fileio", "structures", "images", "annotations", "boxes"},
     "data": BASE | {"config", "structures", "images", "records", "boxes"},
-    "models": BASE | {"config"},
+    "models": BASE | {"config", "weight_files"},
     "runs": BASE | {"config", "fileio", "structures"},
     "training": BASE | {"config", "fileio", "runs", "boxes", "models", "weight_files"},
     "inference": BASE | {"config", "fileio", "structures", "images", "boxes"},

@@ -262,6 +262,8 @@ def other_value(leaf):
         fixed = typing.get_args(leaf.type)[-1] is not Ellipsis
         if leaf.metadata.get("columns"):
             return ((256, 512, 3, 2, 1),)
+        if inner is str:
+            return ("conv1",)
         return (64, 96) if fixed else ((0.5,),) if isinstance(inner, types.GenericAlias) else (0.5,)
     return leaf.type(leaf.default + 1 if high is None or leaf.default + 1 <= high else leaf.default / 2 + 0.1)
 
@@ -301,6 +303,8 @@ def values_of(leaf):
     if not isinstance(kind, types.GenericAlias):
         return number_leaf(leaf, kind)
     inner = typing.get_args(kind)[0]
+    if inner is str:
+        return st.lists(st.text("abc_1./", min_size=1, max_size=9), max_size=4).map(tuple)
     if columns := leaf.metadata.get("columns"):
         return st.lists(st.tuples(*(st.integers(*limits) for limits in columns.values())), max_size=3).map(tuple)
     if isinstance(inner, types.GenericAlias):
@@ -322,6 +326,8 @@ def sections():
 @settings(max_examples=60, deadline=None)
 @given(sections())
 def test_dump_and_load_is_the_identity(values):
+    if values["loss"].get("classification") == "focal":
+        values["loss"]["min_negatives"] = 0
     if values["model"].get("preprocessing") == "custom":
         values["model"]["input_mean"] = (1.0, 2.0, 3.0)
     config = configs.from_dict(values, "values")
@@ -337,6 +343,25 @@ def test_dumped_leaf_read_as_override_is_the_leaf(data):
     value = data.draw(values_of(LEAVES[key]))
     text = json.dumps(value)
     assert read(configs.load_config(None, [f"{key}={text}"]), key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "taps"),
+    [
+        ("conv1", ("conv1",)),
+        ("conv1, conv_pw_11_relu", ("conv1", "conv_pw_11_relu")),
+        ("-3,12", ("-3", "12")),
+        ('["conv1", "a,b"]', ("conv1", "a,b")),
+        ("", ()),
+    ],
+)
+def test_lists_of_names_need_no_brackets(text, taps):
+    assert configs.load_config(None, [f"model.taps={text}"]).model.taps == taps
+
+
+def test_focal_loss_mines_nothing():
+    with pytest.raises(ConfigError, match=r"loss\.min_negatives is for mined losses"):
+        configs.load_config(None, ["loss.classification=focal", "loss.min_negatives=3"])
 
 
 def test_every_leaf_has_a_documented_kind():

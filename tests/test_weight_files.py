@@ -139,9 +139,10 @@ def test_the_files_name_does_not_matter(kind, network, tmp_path):
     assert np.array_equal(fill(make_network(), path).get_layer("last").bias, network.get_layer("last").bias)
 
 
-def test_names_that_keras_3_0_gave(network, tmp_path):
+def test_what_earlier_versions_of_keras_3_wrote(network, tmp_path):
     path = save(network, "new", tmp_path)
     with h5py.File(path, "a") as file:
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
         file.move("layers", "_layer_checkpoint_dependencies")
     assert weight_files.find_differences(path, network) == []
 
@@ -252,6 +253,19 @@ def test_names_that_lead_nowhere(names, tmp_path):
         file["first"].create_dataset("first", data=np.zeros(2))
     found = weight_files.list_tensors(tmp_path / "a.h5")
     assert found == ({"first/first": (2,)} if isinstance(names, list) and len(names) == 9 else {})
+
+
+def test_names_that_are_repeated_are_looked_up_once(network, tmp_path, monkeypatch):
+    """A list of names as long as the file, of a layer whose list is as long, would take for ever."""
+    path, asked = save(network, "old", tmp_path), []
+    with h5py.File(path, "a") as file:
+        file.attrs["layer_names"] = [b"first"] * 50
+    read_names = weight_files._read_names
+    monkeypatch.setattr(
+        weight_files, "_read_names", lambda *asking: (asked.append(asking[1]), read_names(*asking))[1]
+    )
+    assert list(weight_files.list_tensors(path)) == ["first/kernel:0", "first/bias:0"]
+    assert asked == ["layer_names", "weight_names"]
 
 
 def test_groups_in_groups_without_end(tmp_path):

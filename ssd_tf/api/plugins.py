@@ -1,4 +1,4 @@
-"""A user's own file of backbones: imported because the command line says so, never because a recipe or run does."""
+"""A user's own file of backbones: imported because the command line says so; no recipe or run can ask for it."""
 
 import importlib.machinery
 import importlib.util

@@ -1,8 +1,8 @@
 """Non-maximum suppression in keras.ops alone: static shapes, any backend, any accelerator.
 
-Class-wise or over all classes, by one of METHODS. The candidates are taken best first. Hard suppression ("hard",
-"diou") is iterated to its fixed point, which is the greedy algorithm's result: the fate of candidate i depends on
-better ones only, so every pass settles at least one more of them. Soft suppression takes one box after another.
+Class-wise or over all classes, by one of METHODS. The candidates are taken best first. The "hard" form is iterated
+to its fixed point, which is the greedy algorithm's result: the fate of candidate i depends on better ones only, so
+every pass settles at least one more of them. The others take one box after another (see soften).
 """
 
 from keras import ops
@@ -68,7 +68,8 @@ def class_agnostic_nms(
     chosen, kept_scores, places = _take_best(candidates, kept, max_detections)
     indices = ops.take_along_axis(ops.squeeze(anchors, 1), places, axis=1)
     rows = ops.take_along_axis(scores, ops.expand_dims(indices, -1), axis=1)
-    return _pad(chosen, kept_scores, ops.cast(ops.argmax(rows, axis=2), "int32"), max_detections)
+    labels = ops.squeeze(ops.top_k(rows, 1)[1], 2)
+    return _pad(chosen, kept_scores, ops.cast(labels, "int32"), max_detections)
 
 
 def topk_per_class(boxes, scores, score_threshold, topk_candidates):
@@ -86,21 +87,20 @@ def topk_per_class(boxes, scores, score_threshold, topk_candidates):
     return ops.reshape(chosen, (batch, classes, topk, 4)), ops.where(best > score_threshold, best, 0.0), places
 
 
-def suppress(boxes, valid, nms_iou, overlap):
+def suppress(boxes, valid, nms_iou):
     """Runs greedy suppression on sorted boxes.
 
     Args:
       boxes: float32 [B, C, K, 4], best first.
       valid: bool [B, C, K].
-      nms_iou: overlap above which the worse of two boxes goes.
-      overlap: function (boxes [..., N, 4], boxes [..., M, 4], array library) -> [..., N, M].
+      nms_iou: IoU above which the worse of two boxes goes.
 
     Returns:
       bool [B, C, K], True for the boxes that stay.
     """
     count = boxes.shape[2]
     earlier = ops.triu(ops.ones((count, count), "float32"), 1)  # [i, j]: i stands before j
-    overlapping = ops.cast(overlap(boxes, boxes, ops) > nms_iou, "float32") * earlier
+    overlapping = ops.cast(box_ops.iou(boxes, boxes, ops) > nms_iou, "float32") * earlier
 
     def more(_, changed):
         return changed
@@ -116,7 +116,7 @@ def suppress(boxes, valid, nms_iou, overlap):
 
 
 def soften(boxes, scores, decay, score_threshold, max_detections):
-    """Runs Soft-NMS (arXiv 1704.04503): the best box left is taken and lowers the scores of those it overlaps.
+    """Takes the best box left again and again, which lowers the scores of the others: Soft-NMS (arXiv 1704.04503).
 
     A box whose score falls to the threshold goes, and lowers no others' scores. A round takes one box of each
     class that has any left, for B * C * K overlaps: no matrix of them is held. There are as many rounds as the
@@ -125,7 +125,7 @@ def soften(boxes, scores, decay, score_threshold, max_detections):
     Args:
       boxes: float32 [B, C, K, 4].
       scores: float32 [B, C, K].
-      decay: function of the IoU with the box taken, float32 [B, C, K], that gives the factor of a score.
+      decay: function (box taken [B, C, 1, 4], boxes [B, C, K, 4]) -> float32 [B, C, K], factors of the scores.
       score_threshold: a box counts while its score is higher than this.
       max_detections: boxes taken of a class.
 
@@ -133,48 +133,55 @@ def soften(boxes, scores, decay, score_threshold, max_detections):
       float32 [B, C, K], the scores with which the boxes were taken; 0 for those that were not. Equal scores are
       taken in the order given.
     """
-    places = ops.arange(boxes.shape[2])
+    count = boxes.shape[2]
+    places = ops.arange(count, dtype="int32")
 
     def more(waiting, _):
         return ops.any(waiting > score_threshold)
 
     def step(waiting, taken):
-        best = ops.argmax(waiting, axis=2, keepdims=True)
-        is_best = places == ops.cast(best, places.dtype)
+        is_highest = waiting == ops.max(waiting, axis=2, keepdims=True)
+        # The first of the highest; Keras' argmax has an operation that LiteRT has not.
+        best = ops.min(ops.where(is_highest, places, count), axis=2, keepdims=True)
+        is_best = places == best
         taken = ops.where(is_best & (waiting > score_threshold), waiting, taken)
         box = ops.take_along_axis(boxes, ops.expand_dims(best, -1), axis=2)
-        overlaps = ops.squeeze(box_ops.iou(box, boxes, ops), 2)
-        return ops.where(is_best, 0.0, waiting * decay(overlaps)), taken
+        return ops.where(is_best, 0.0, waiting * decay(box, boxes)), taken
 
     start = (scores, ops.zeros_like(scores))
-    return ops.while_loop(more, step, start, maximum_iterations=min(boxes.shape[2], max_detections))[1]
+    return ops.while_loop(more, step, start, maximum_iterations=min(count, max_detections))[1]
 
 
-def _distance_iou(a, b, xp):
-    """DIoU of each pair: float [..., N, 4] and [..., M, 4] to [..., N, M]."""
-    return box_ops.distance_iou(xp.expand_dims(a, -2), xp.expand_dims(b, -3), xp)
+# NaN is never higher: boxes that are no numbers overlap nothing, as in suppress.
+def _drop_by_distance_iou(box, boxes, nms_iou, _):
+    return ops.where(box_ops.distance_iou(box, boxes, ops) > nms_iou, 0.0, 1.0)
 
 
-def _gaussian(overlaps, _, sigma):
-    return ops.exp(-ops.square(overlaps) / sigma)
+def _soften_gaussian(box, boxes, _, sigma):
+    overlaps = _iou_with(box, boxes)
+    return ops.where(overlaps > 0, ops.exp(-ops.square(overlaps) / sigma), 1.0)
 
 
-def _linear(overlaps, nms_iou, _):
+def _soften_linear(box, boxes, nms_iou, _):
+    overlaps = _iou_with(box, boxes)
     return ops.where(overlaps > nms_iou, 1 - overlaps, 1.0)
 
 
-_OVERLAPS = {"hard": box_ops.iou, "diou": _distance_iou}
-_DECAYS = {"soft_gaussian": _gaussian, "soft_linear": _linear}
-METHODS = (*_OVERLAPS, *_DECAYS)
+def _iou_with(box, boxes):
+    return ops.squeeze(box_ops.iou(box, boxes, ops), 2)
+
+
+_DECAYS = {"diou": _drop_by_distance_iou, "soft_gaussian": _soften_gaussian, "soft_linear": _soften_linear}
+METHODS = ("hard", *_DECAYS)
 
 
 def _rescore(boxes, scores, method, nms_iou, sigma, score_threshold, max_detections):
     """The scores [B, C, K] after suppression, 0 for the boxes that go; both inputs best first."""
-    if method in _OVERLAPS:
-        return ops.where(suppress(boxes, scores > 0, nms_iou, _OVERLAPS[method]), scores, 0.0)
+    if method == "hard":
+        return ops.where(suppress(boxes, scores > 0, nms_iou), scores, 0.0)
 
-    def decay(overlaps):
-        return _DECAYS[method](overlaps, nms_iou, sigma)
+    def decay(box, boxes):
+        return _DECAYS[method](box, boxes, nms_iou, sigma)
 
     return soften(boxes, scores, decay, score_threshold, max_detections)
 

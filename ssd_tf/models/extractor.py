@@ -91,7 +91,7 @@ def _find(model, tap, backbone):
 
 
 def _widest_layers(model):
-    """The last of the widest layers at about 1/8, 1/16 and 1/32 of the image: names, or indices of automatic ones."""
+    """The last of the widest layers at about 1/8, 1/16 and 1/32 of the image: names, or indices where automatic."""
     best = {}
     for index, layer in enumerate(model.layers):
         shape = layer.output.shape

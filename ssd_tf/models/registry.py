@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import keras
-import numpy as np
+from keras import ops
 
 from ssd_tf.errors import ConfigError, suggest
 from ssd_tf.models import layers
 from ssd_tf.models.twins import application_model
 
 _BACKBONES = {}
+_TOLERANCE = 1e-3  # of a grey level
 _OPTIONS = ("width", "layout")  # the settings that a backbone's function may take beside shape and weights
 
 
@@ -155,10 +156,10 @@ def _application_backbone(name):
 
 def _application_preprocessing(application):
     """The key of layers.PREPROCESSING that does what the model's own preprocess_input does."""
-    pixels = np.array([[[[255.0, 20.0, 0.0]]]], np.float32)
-    expected = sys.modules[application.__module__].preprocess_input(pixels.copy())
+    pixels = ops.convert_to_tensor([[[[255.0, 20.0, 0.0]]]])
+    expected = sys.modules[application.__module__].preprocess_input(pixels)
     for mode in layers.PREPROCESSING:
-        if np.allclose(layers.make_preprocess(mode)(pixels), expected, atol=1e-3):
+        if float(ops.max(ops.abs(layers.make_preprocess(mode)(pixels) - expected))) < _TOLERANCE:
             return mode
     raise ConfigError(f"{application.__name__} expects an input that no model.preprocessing gives")
 

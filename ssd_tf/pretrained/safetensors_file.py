@@ -45,4 +45,5 @@ def _read(file, name):
     kind = file.get_slice(name).get_dtype()
     if kind not in _TYPES:
         raise DataError(f"{shown(name)[:80]} is of type {kind}, expected one of {', '.join(_TYPES)}")
-    return file.get_tensor(name).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which the caller refuses
+        return file.get_tensor(name).astype(np.float32, copy=False)

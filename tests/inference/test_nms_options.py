@@ -163,6 +163,17 @@ def test_diou_by_hand():
         assert run("diou", False, boxes, scores, (0.1, nms_iou, 10, 3))[3].tolist() == [diou]
 
 
+@pytest.mark.parametrize(("method", "agnostic"), OPTIONS)
+def test_boxes_that_are_no_numbers_lower_no_scores(method, agnostic):
+    """What a diverged network gives must not hide the other boxes."""
+    boxes = np.float32([[[np.nan] * 4, [0, 0, 0.4, 0.4], [0.6, 0.6, 1, 1]]])
+    scores = np.float32([[[0.9], [0.8], [0.7]]])
+    kept_boxes, kept_scores, _, counts = run(method, agnostic, boxes, scores, (0.1, 0.45, 10, 3))
+    assert counts.tolist() == [3]
+    assert np.array_equal(kept_scores, scores[..., 0])
+    assert np.array_equal(kept_boxes, boxes, equal_nan=True)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
 def test_sigma_is_the_papers_and_tensorflows_is_half_of_it(sigma):
     boxes, scores = few_boxes(8, batch=1, count=80, classes=1)

@@ -132,6 +132,11 @@ def test_file_that_does_not_fit(network, path, changes, line):
     assert refusal(network, path) == f"weights do not fit: {line}"
 
 
+def test_number_too_large_for_the_network(network, path):
+    save_file({**good_arrays(), "b.conv.weight": np.full((1, 2, 1, 1), 1e300)}, path)
+    assert refusal(network, path) == "weights do not fit: b.conv.weight is not finite"
+
+
 def test_numbers_that_are_no_weights(network, path):
     save_file({**good_arrays(), "b.conv.weight": np.ones((1, 2, 1, 1), np.int64)}, path)
     assert refusal(network, path) == "b.conv.weight is of type I64, expected one of F16, F32, F64"
@@ -170,8 +175,10 @@ def test_file_that_is_damaged_or_something_else(network, path, content):
 
 
 def test_names_that_are_made_to_spoil_the_line(network, path):
-    path.write_bytes(with_header(entry(name="\x1b[2J\n" * 200, shape=[1] * 300 + [2])))
-    assert refusal(network, path).endswith("; a.bn.bias is missing; and 4 more")
+    path.write_bytes(with_header(entry(name="a.bn.bias", shape=[1] * 3000 + [2])))
+    assert refusal(network, path).endswith(
+        "; a.bn.bias is 1x" + "1x" * 39 + " in the file, expected 2; and 3 more"
+    )
     header = json.loads(entry())
     header |= {name: {"dtype": "F32", "shape": list(array.shape)} for name, array in good_arrays().items()}
     del header["c"]

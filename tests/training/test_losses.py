@@ -1,5 +1,7 @@
 """The MultiBox loss against torchvision's numbers, hand computation and a NumPy rendering."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -220,6 +222,7 @@ def test_losses_survive_serialisation(loss):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert again.get_config() == loss.get_config()
     assert type(again) is type(loss)
+    assert {*inspect.signature(type(loss)).parameters} - {"options"} <= {*loss.get_config()}
     np.testing.assert_array_equal(getattr(again, "anchors", None), getattr(loss, "anchors", None))
 
 
