@@ -24,7 +24,8 @@ def class_wise_nms(
       topk_candidates: best boxes of each class that are looked at.
       max_detections: boxes kept in an image, over all classes.
       method: one of METHODS.
-      sigma: of "soft_gaussian", as in its paper; see soften.
+      sigma: "soft_gaussian" multiplies scores by exp(-IoU^2 / sigma), as its paper does; TensorFlow's
+        soft_nms_sigma is half of it.
 
     Returns:
       (boxes float32 [B, D, 4], scores float32 [B, D], classes int32 [B, D] 0..C-1, counts int32 [B]), best first;
@@ -57,7 +58,7 @@ def class_agnostic_nms(
       topk_candidates: best boxes of an image that are looked at, over all classes.
       max_detections: boxes kept in an image.
       method: one of METHODS.
-      sigma: of "soft_gaussian", as in its paper; see soften.
+      sigma: as for class_wise_nms.
 
     Returns:
       as class_wise_nms; equal scores in the order of the index, and of equal classes of a box the first.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 
-from ssd_tf.errors import ConfigError, DataError, SsdError, shown, suggest
-from ssd_tf.models import layers, necks, registry, strides
+from ssd_tf.errors import ConfigError, DataError, SsdError, shown
+from ssd_tf.models import layers, lookup, necks, registry, strides
 
 
 def feature_extractor(settings, load_weights=True):
@@ -28,7 +28,7 @@ def feature_extractor(settings, load_weights=True):
     backbone = registry.get_backbone(settings.backbone)
     layout = registry.get_layout(backbone, settings)
     if not layout.taps:
-        candidates = _widest_layers(_build_backbone(backbone, settings, None))
+        candidates = lookup.widest_layers(_build_backbone(backbone, settings, None))
         raise ConfigError(
             f"{backbone.name} is a model of keras.applications: name its layers to tap, fine to coarse, such as "
             f"model.taps={','.join(candidates)}"
@@ -63,49 +63,16 @@ def _build_backbone(backbone, settings, weights):
 
 def _tapped(model, layout, settings):
     """The backbone as a model from pixels to its taps, and to the map that the auxiliary layers follow."""
-    outputs = [_find(model, tap, settings.backbone) for tap in layout.taps]
-    last = outputs[-1] if layout.extras_after is None else _find(model, layout.extras_after, settings.backbone)
+    where = f"backbone {settings.backbone!r}"
+    outputs = [lookup.find_layer(model, tap, where).output for tap in layout.taps]
+    last = outputs[-1]
+    if layout.extras_after is not None:
+        last = lookup.find_layer(model, layout.extras_after, where).output
     if settings.dual_path:
         last = strides.at_half_resolution(model, settings.remove_stride_at, last)
     if last is not outputs[-1]:
         outputs.append(last)
     return keras.Model(model.inputs[0], outputs, name="backbone")
-
-
-def _find(model, tap, backbone):
-    """The output of the layer that a tap names."""
-    names = [layer.name for layer in model.layers]
-    if isinstance(tap, int):
-        if not -len(names) <= tap < len(names):
-            raise ConfigError(f"backbone {backbone!r} has no layer {tap}: it has {len(names)}")
-        return model.layers[tap].output
-    if tap not in names:
-        raise ConfigError(f"backbone {backbone!r} has no layer {tap!r}{suggest(tap, names)}")
-    layer = model.get_layer(tap)
-    if _is_automatic(layer):
-        raise ConfigError(
-            f"backbone {backbone!r}: Keras counts the name of tap {tap!r} up, in the next build it may be another "
-            f"layer's; give the index, {names.index(tap)}"
-        )
-    return layer.output
-
-
-def _widest_layers(model):
-    """The last of the widest layers at about 1/8, 1/16 and 1/32 of the image: names, or indices where automatic."""
-    best = {}
-    for index, layer in enumerate(model.layers):
-        shape = layer.output.shape
-        if len(shape) == 4 and not isinstance(layer, (keras.layers.ZeroPadding2D, keras.layers.Cropping2D)):
-            tap = str(index) if _is_automatic(layer) else layer.name
-            best[shape[1]] = max(best.get(shape[1], (0,)), (shape[3], index, tap))
-    height = model.inputs[0].shape[1]
-    return [best[min(best, key=lambda rows: abs(rows - height / stride))][-1] for stride in (8, 16, 32)]
-
-
-def _is_automatic(layer):
-    """Tells whether a layer's name is its class and a number, which depends on what was built before."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
-    return re.fullmatch(rf"{re.escape(words)}(_\d+)?", layer.name) is not None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from keras import layers
 from ssd_tf.errors import ConfigError
 from ssd_tf.models.layers import Extra, conv_block
 from ssd_tf.models.registry import Layout, register_backbone
-from ssd_tf.models.twins import application_model
+from ssd_tf.models.twins import application_model, read_own
 
 # A convolution is (name with its kernel, filters), padded to keep the map, or (name, filters, stride), not padded.
 STEM = (("1a_3x3", 32, 2), ("2a_3x3", 32, 1), ("2b_3x3", 64))
@@ -87,7 +87,7 @@ def inception_v4(image_shape, weights):
         x = layers.Concatenate(name=name)(ends)
     model = keras.Model(image, x, name="inception_v4")
     if weights is not None:
-        model.load_weights(weights)
+        read_own(model, weights)
     return model
 
 

@@ -135,8 +135,7 @@ def get_layout(backbone, settings):
         )
     layout = backbone.layouts[settings.layout]
     if settings.taps:
-        taps = tuple(int(tap) if tap.lstrip("-").isdigit() else tap for tap in settings.taps)
-        return replace(layout, taps=taps, extras_after=None, anchor_sizes=())
+        return replace(layout, taps=settings.taps, extras_after=None, anchor_sizes=())
     return layout
 
 

@@ -6,7 +6,9 @@ stay. Its S1L0 of MobileNet V1 is model.remove_stride_at=conv1, its S1L2 of VGG1
 
 import keras
 
-from ssd_tf.errors import ConfigError, suggest
+from ssd_tf.errors import ConfigError
+from ssd_tf.models import lookup
+from ssd_tf.models.twins import copy_by_position
 
 
 def remove_strides(model, names):
@@ -16,7 +18,7 @@ def remove_strides(model, names):
 
     Args:
       model: keras.Model, functional.
-      names: names of convolutions and pools with a stride.
+      names: convolutions and pools with a stride, by name or index (lookup.find_layer).
 
     Returns:
       keras.Model with layers of the same names and equal weights.
@@ -24,25 +26,24 @@ def remove_strides(model, names):
     Raises:
       ConfigError: a layer that is not there or has no stride.
     """
-    strided = [layer.name for layer in model.layers if _stride(layer) > 1]
-    for name in names:
-        if name not in strided:
+    chosen = [lookup.find_layer(model, name, "model.remove_stride_at:") for name in names]
+    for name, layer in zip(names, chosen):
+        if _stride(layer) == 1:
+            strided = [lookup.name_of(model, other) for other in model.layers if _stride(other) > 1]
             raise ConfigError(
-                f"model.remove_stride_at: {name!r} is no layer with a stride{suggest(name, strided)}; "
-                f"there are: {', '.join(strided)}"
+                f"model.remove_stride_at: {name!r} has no stride; layers with one: {', '.join(strided)}"
             )
 
     def copy(layer):
         config = layer.get_config()
-        if layer.name in names:
+        if layer in chosen:
             if max(config.get("pool_size", (0,))) <= _stride(layer) and "pool_size" in config:
                 config["pool_size"] = (1, 1)
             config["strides"] = (1, 1)
         return type(layer).from_config(config)
 
     clone = keras.models.clone_model(model, clone_function=copy)
-    for before, after in zip(model.layers, clone.layers, strict=True):
-        after.set_weights(before.get_weights())
+    copy_by_position(model, clone)
     return clone
 
 
@@ -55,7 +56,7 @@ def at_half_resolution(model, names, output):
 
     Args:
       model: keras.Model of remove_strides.
-      names: the layers without their stride; behind the last of them every second row and column is taken.
+      names: the layers without their stride, as given to remove_strides; behind the last of them every second row and column is taken.
       output: symbolic tensor of the model behind that layer.
 
     Returns:
@@ -66,7 +67,7 @@ def at_half_resolution(model, names, output):
     """
     if not names:
         raise ConfigError("model.dual_path needs model.remove_stride_at: the second path starts there")
-    split = model.get_layer(names[-1]).output
+    split = lookup.find_layer(model, names[-1], "model.dual_path").output
     subsampled = keras.layers.MaxPooling2D(1, 2, padding="same", name="dual_path_subsample")(split)
     rest = keras.Model(split, output)
     half = keras.Input(subsampled.shape[1:])

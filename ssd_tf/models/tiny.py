@@ -6,6 +6,7 @@ from keras import layers
 from ssd_tf.errors import ConfigError
 from ssd_tf.models.layers import Extra, conv_block
 from ssd_tf.models.registry import register_backbone
+from ssd_tf.models.twins import read_own
 
 # (squeeze 1x1, expand 1x1, expand 3x3) of Fire1..Fire10 (the paper's table 1), and after which a pool follows.
 _FIRES = (
@@ -53,11 +54,12 @@ def tiny_ssd(image_shape, weights):
     return _with_weights(keras.Model(image, x, name="tiny_ssd"), weights)
 
 
-@register_backbone("tiny_ssd_d2l", taps=_COURSE_TAPS, preprocessing="tf", extras=())
+@register_backbone("tiny_ssd_d2l", taps=_COURSE_TAPS, preprocessing="tf")
 def tiny_ssd_d2l(image_shape, weights):
-    """TinySSD of the course Dive into Deep Learning: plain convolutions, no auxiliary layers.
+    """TinySSD of the course Dive into Deep Learning: plain convolutions.
 
-    Its anchors are those of the preset tiny256. The last map has one cell, whatever the size of the image is.
+    Its anchors are those of the preset tiny256. The last map has one cell, whatever the size of the image is, so
+    no auxiliary layers follow.
 
     Args:
       image_shape: (H, W, 3), 64 pixels or more.
@@ -81,7 +83,7 @@ def _with_weights(model, weights):
     if weights == "imagenet":
         raise ConfigError(f"there are no ImageNet weights for {model.name}; set model.weights=none")
     if weights is not None:
-        model.load_weights(weights)
+        read_own(model, weights)
     return model
 
 

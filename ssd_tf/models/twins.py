@@ -66,6 +66,19 @@ def application_model(application, image_shape, weights, **options):
     return model
 
 
+def read_own(model, path):
+    """Fills a network of our own from a file of its weights.
+
+    Args:
+      model: keras.Model.
+      path: Keras weights file, written by `save_weights` of such a model.
+
+    Raises:
+      DataError: the file does not fit; names the first differences and the file.
+    """
+    _assign(path, model, weight_files.find_differences(path, model), model.name)
+
+
 def copy_by_name(source, target):
     """Copies weights between two models, layer by layer, by name.
 
@@ -120,13 +133,17 @@ def _read_file(application, path, model, options):
         found = weight_files.find_differences(path, whole)
         if len(found) < len(differences):
             model, differences = whole, found
+    _assign(path, model, differences, application.__name__)
+    return model
+
+
+def _assign(path, model, differences, name):
     if differences:
-        raise DataError(f"weights do not fit {application.__name__}: {_summary(differences)}: {shown(path)}")
+        raise DataError(f"weights do not fit {name}: {_summary(differences)}: {shown(path)}")
     for weight, array in weight_files.read_weights(path, model):
         weight.assign(array)
     for layer in model.layers:
         _finalize(layer)
-    return model
 
 
 def _count_classes(path, model):

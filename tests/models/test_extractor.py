@@ -195,7 +195,7 @@ def test_taps_that_keras_counts_up_are_refused_with_their_index():
     registry.register_backbone("automatic", taps=("other",))(automatic)
     again = re.sub(r"(_\d+)?$", f"_{int(name.partition('conv2d_')[2] or 0) + 1}", name, count=1)
     settings = make_config("automatic", 64, model__taps=(again,)).model
-    with pytest.raises(ConfigError, match=rf"'automatic': Keras counts the name of tap '{again}' up, .*index, 1$"):
+    with pytest.raises(ConfigError, match=rf"'automatic': Keras counts the name '{again}' up, .*index, 1$"):
         feature_extractor(settings)
 
 

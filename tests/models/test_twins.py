@@ -338,7 +338,7 @@ def test_imagenet_weights_with_and_without_classifier():
 
     def application(include_top, weights, input_shape):
         asked.append((include_top, weights, input_shape))
-        return randomize(auto_named(include_top, None, input_shape))
+        return randomize(auto_named(include_top, None, None if include_top else input_shape))
 
     assert twins.read_twin(application, "imagenet", classifier=True).output.shape == (None, 1000)
     assert twins.read_twin(application, "imagenet").output.shape == (None, 222, 222, 18)
