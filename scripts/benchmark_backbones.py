@@ -1,4 +1,4 @@
-"""Every registered backbone as SSD at 300 px with 20 classes: size, arithmetic, anchors, milliseconds on this machine.
+"""Every registered backbone as SSD at 300 px with 20 classes: size, arithmetic, anchors, milliseconds here.
 
 python scripts/benchmark_backbones.py [--rounds=7] [--readme=README.md]
 
@@ -27,7 +27,8 @@ def main():
     parser.add_argument("--readme", help="file whose table is replaced")
     options = parser.parse_args()
     measured = {name: backbones.measure(backbones.standard_config(name)) for name in registry.list_backbones()}
-    seconds = timing.alternate({name: runner(built.model) for name, (built, _) in measured.items()}, options.rounds)
+    works = {name: runner(built.model) for name, (built, _) in measured.items()}
+    seconds = timing.alternate(works, options.rounds)
     medians = timing.median(seconds)
     ordered = sorted(measured, key=lambda name: measured[name][1]["multiply_adds"])
     table = markdown([row(measured[name][1], medians[name]) for name in ordered])

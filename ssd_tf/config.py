@@ -4,39 +4,25 @@ Every leaf has a type, and where it matters a set of choices or a range; an unkn
 a value out of range is a ConfigError that names the key.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import importlib.resources
 import itertools
 import math
 import re
-import reprlib
 import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssd_tf import fileio
+from ssd_tf import fileio, settings
 from ssd_tf.errors import ConfigError, DataError, shown, suggest
+from ssd_tf.settings import setting
 
 RECIPE_LIMIT = 1 << 20
 DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
-_SHOWN_LENGTH = 80  # characters of a key or value from a file that a message repeats
-_MAX_BITS = 63
 METRICS = ("voc07", "voc", "coco")
 _SIDES, _DEPTHS = (1, 32), (1, 8192)
 EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (0, 16)}
-
-
-def _setting(default, choices=None, low=None, high=None, resumable=False, columns=None):
-    """A leaf: its default, what it may be, and whether a run may go on after it changed.
-
-    `columns` is for tables: {name: (lowest, highest)} of the numbers in each row.
-    """
-    metadata = {"choices": choices, "low": low, "high": high, "resumable": resumable, "columns": columns}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -54,21 +40,21 @@ class ModelConfig:
 
     backbone: str = "mobilenet_v2"
     layout: str = "default"
-    width: float = _setting(1.0, low=0.05, high=8.0)
+    width: float = setting(1.0, low=0.05, high=8.0)
     taps: tuple[str, ...] = ()
     remove_stride_at: tuple[str, ...] = ()
     dual_path: bool = False
-    image_size: tuple[int, int] = _setting((300, 300), low=32, high=4096)
-    num_classes: int = _setting(0, low=0, high=100_000)
+    image_size: tuple[int, int] = setting((300, 300), low=32, high=4096)
+    num_classes: int = setting(0, low=0, high=100_000)
     weights: str = "imagenet"
-    neck: str = _setting("none", choices=("none", "fpn"))
-    neck_channels: int = _setting(128, low=1, high=8192)
-    heads: str = _setting("conv", choices=("conv", "lite", "shared"))
-    extras: str = _setting("conv", choices=("conv", "separable"))
-    extras_norm: str = _setting("none", choices=("none", "bn"))
-    extras_chain: tuple[tuple[int, ...], ...] = _setting((), columns=EXTRA_COLUMNS)
-    levels: int = _setting(0, low=0, high=12)
-    preprocessing: str = _setting("auto", choices=("auto", "caffe", "tf", "torch", "none", "custom"))
+    neck: str = setting("none", choices=("none", "fpn"))
+    neck_channels: int = setting(128, low=1, high=8192)
+    heads: str = setting("conv", choices=("conv", "lite", "shared"))
+    extras: str = setting("conv", choices=("conv", "separable"))
+    extras_norm: str = setting("none", choices=("none", "bn"))
+    extras_chain: tuple[tuple[int, ...], ...] = setting((), columns=EXTRA_COLUMNS)
+    levels: int = setting(0, low=0, high=12)
+    preprocessing: str = setting("auto", choices=("auto", "caffe", "tf", "torch", "none", "custom"))
     input_mean: tuple[float, ...] = ()
     input_scale: float = 1.0
 
@@ -81,19 +67,19 @@ class AnchorConfig:
     """
 
     preset: str = "auto"
-    sizes: tuple[float, ...] = _setting((), low=1e-4, high=4.0)
-    ratios: tuple[tuple[float, ...], ...] = _setting((), low=0.01, high=100.0)
-    steps: tuple[float, ...] = _setting((), low=1e-3)
-    offset: float = _setting(0.5, low=0.0, high=1.0)
-    clip: str = _setting("preset", choices=("preset", "none", "corners", "size", "centre_size"))
+    sizes: tuple[float, ...] = setting((), low=1e-4, high=4.0)
+    ratios: tuple[tuple[float, ...], ...] = setting((), low=0.01, high=100.0)
+    steps: tuple[float, ...] = setting((), low=1e-3)
+    offset: float = setting(0.5, low=0.0, high=1.0)
+    clip: str = setting("preset", choices=("preset", "none", "corners", "size", "centre_size"))
 
 
 @dataclass(frozen=True)
 class MatcherConfig:
     """Which anchors learn which box (SSD paper, section 2.2)."""
 
-    iou_threshold: float = _setting(0.5, low=0.0, high=1.0)
-    forced: str = _setting("argmax", choices=("argmax", "greedy"))
+    iou_threshold: float = setting(0.5, low=0.0, high=1.0)
+    forced: str = setting("argmax", choices=("argmax", "greedy"))
 
 
 @dataclass(frozen=True)
@@ -105,15 +91,15 @@ class LossConfig:
     probability `focal_prior`. Scores are softmax over background and classes, or one sigmoid a class.
     """
 
-    classification: str = _setting("softmax", choices=("softmax", "sigmoid", "focal"))
-    focal_alpha: float = _setting(0.25, low=0.0, high=1.0)
-    focal_gamma: float = _setting(2.0, low=0.0, high=10.0)
-    focal_prior: float = _setting(0.01, low=1e-6, high=0.5)
-    label_smoothing: float = _setting(0.0, low=0.0, high=0.5)
-    box: str = _setting("smooth_l1", choices=("smooth_l1", "giou", "diou", "ciou"))
-    negative_ratio: float = _setting(3.0, low=0.0, high=1000.0)
-    min_negatives: int = _setting(0, low=0, high=100_000)
-    box_weight: float = _setting(1.0, low=0.0, high=1000.0)
+    classification: str = setting("softmax", choices=("softmax", "sigmoid", "focal"))
+    focal_alpha: float = setting(0.25, low=0.0, high=1.0)
+    focal_gamma: float = setting(2.0, low=0.0, high=10.0)
+    focal_prior: float = setting(0.01, low=1e-6, high=0.5)
+    label_smoothing: float = setting(0.0, low=0.0, high=0.5)
+    box: str = setting("smooth_l1", choices=("smooth_l1", "giou", "diou", "ciou"))
+    negative_ratio: float = setting(3.0, low=0.0, high=1000.0)
+    min_negatives: int = setting(0, low=0, high=100_000)
+    box_weight: float = setting(1.0, low=0.0, high=1000.0)
 
     @property
     def has_background(self):
@@ -128,26 +114,26 @@ class AugmentConfig:
     brightness in grey levels, contrast and saturation as a +- fraction, hue in degrees.
     """
 
-    brightness: float = _setting(32.0, low=0.0, high=255.0)
-    contrast: float = _setting(0.5, low=0.0, high=1.0)
-    saturation: float = _setting(0.5, low=0.0, high=1.0)
-    hue: float = _setting(36.0, low=0.0, high=180.0)
-    color_probability: float = _setting(0.5, low=0.0, high=1.0)
-    expand_probability: float = _setting(0.5, low=0.0, high=1.0)
-    expand_max: float = _setting(4.0, low=1.0, high=16.0)
-    crop_probability: float = _setting(1.0, low=0.0, high=1.0)
-    crop_min_iou: tuple[float, ...] = _setting((0.1, 0.3, 0.5, 0.7, 0.9), low=0.0, high=1.0)
-    crop_min_scale: float = _setting(0.3, low=0.01, high=1.0)
-    crop_trials: int = _setting(50, low=1, high=1000)
-    flip_probability: float = _setting(0.5, low=0.0, high=1.0)
+    brightness: float = setting(32.0, low=0.0, high=255.0)
+    contrast: float = setting(0.5, low=0.0, high=1.0)
+    saturation: float = setting(0.5, low=0.0, high=1.0)
+    hue: float = setting(36.0, low=0.0, high=180.0)
+    color_probability: float = setting(0.5, low=0.0, high=1.0)
+    expand_probability: float = setting(0.5, low=0.0, high=1.0)
+    expand_max: float = setting(4.0, low=1.0, high=16.0)
+    crop_probability: float = setting(1.0, low=0.0, high=1.0)
+    crop_min_iou: tuple[float, ...] = setting((0.1, 0.3, 0.5, 0.7, 0.9), low=0.0, high=1.0)
+    crop_min_scale: float = setting(0.3, low=0.01, high=1.0)
+    crop_trials: int = setting(50, low=1, high=1000)
+    flip_probability: float = setting(0.5, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The input pipeline. `shuffle_buffer` counts serialized records."""
 
-    resize: str = _setting("bilinear", choices=("bilinear", "bilinear_tf1"))
-    shuffle_buffer: int = _setting(2048, low=1, high=10_000_000)
+    resize: str = setting("bilinear", choices=("bilinear", "bilinear_tf1"))
+    shuffle_buffer: int = setting(2048, low=1, high=10_000_000)
     use_difficult: bool = False
 
 
@@ -158,44 +144,44 @@ class TrainConfig:
     `warmup` and `milestones` are fractions of the steps. `validation_steps` 0: ten times a training.
     """
 
-    batch_size: int = _setting(32, low=1, high=100_000)
-    steps: int = _setting(0, low=0, resumable=True)
-    epochs: float = _setting(0.0, low=0.0)
-    seed: int = _setting(0, low=0, high=2**31 - 1)
-    precision: str = _setting("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
-    learning_rate: float = _setting(0.001, low=0.0, high=100.0)
-    schedule: str = _setting("cosine", choices=("cosine", "multistep", "constant"))
-    warmup: float = _setting(0.05, low=0.0, high=1.0)
-    milestones: tuple[float, ...] = _setting((2 / 3, 5 / 6), low=0.0, high=1.0)
-    momentum: float = _setting(0.9, low=0.0, high=1.0)
-    weight_decay: float = _setting(5e-4, low=0.0, high=1.0)
-    clip_norm: float = _setting(10.0, low=0.0)
+    batch_size: int = setting(32, low=1, high=100_000)
+    steps: int = setting(0, low=0, resumable=True)
+    epochs: float = setting(0.0, low=0.0)
+    seed: int = setting(0, low=0, high=2**31 - 1)
+    precision: str = setting("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    learning_rate: float = setting(0.001, low=0.0, high=100.0)
+    schedule: str = setting("cosine", choices=("cosine", "multistep", "constant"))
+    warmup: float = setting(0.05, low=0.0, high=1.0)
+    milestones: tuple[float, ...] = setting((2 / 3, 5 / 6), low=0.0, high=1.0)
+    momentum: float = setting(0.9, low=0.0, high=1.0)
+    weight_decay: float = setting(5e-4, low=0.0, high=1.0)
+    clip_norm: float = setting(10.0, low=0.0)
     freeze_batch_norm: bool = True
-    batch_norm_momentum: float = _setting(0.97, low=0.0, high=1.0)
+    batch_norm_momentum: float = setting(0.97, low=0.0, high=1.0)
     jit_compile: bool = False
-    checkpoint_steps: int = _setting(500, low=1, resumable=True)
-    keep_last: int = _setting(2, low=1, high=1000, resumable=True)
-    validation_steps: int = _setting(0, low=0, resumable=True)
-    validation_metric: str = _setting("voc07", choices=METRICS, resumable=True)
-    log_steps: int = _setting(20, low=1, resumable=True)
+    checkpoint_steps: int = setting(500, low=1, resumable=True)
+    keep_last: int = setting(2, low=1, high=1000, resumable=True)
+    validation_steps: int = setting(0, low=0, resumable=True)
+    validation_metric: str = setting("voc07", choices=METRICS, resumable=True)
+    log_steps: int = setting(20, low=1, resumable=True)
 
 
 @dataclass(frozen=True)
 class PostprocessConfig:
     """From scores and boxes to detections (SSD paper, section 3; torchvision's names and values).
 
-    `nms` "hard" drops what overlaps a better box by more than `nms_iou`, "diou" measures the overlap by DIoU (arXiv
-    1911.08287), "soft_gaussian" (with `soft_nms_sigma`) and "soft_linear" lower scores instead (arXiv 1704.04503).
+    `nms` "hard" drops what overlaps a better box by more than `nms_iou`, "diou" measures the overlap by DIoU
+    (arXiv 1911.08287), "soft_gaussian" (with `soft_nms_sigma`) and "soft_linear" lower scores (1704.04503).
     `class_agnostic` lets boxes of different classes suppress each other.
     """
 
-    nms: str = _setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"))
-    soft_nms_sigma: float = _setting(0.5, low=1e-3, high=100.0)
+    nms: str = setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"))
+    soft_nms_sigma: float = setting(0.5, low=1e-3, high=100.0)
     class_agnostic: bool = False
-    score_threshold: float = _setting(0.01, low=0.0, high=1.0)
-    nms_iou: float = _setting(0.45, low=0.0, high=1.0)
-    topk_candidates: int = _setting(400, low=1, high=100_000)
-    max_detections: int = _setting(200, low=1, high=100_000)
+    score_threshold: float = setting(0.01, low=0.0, high=1.0)
+    nms_iou: float = setting(0.45, low=0.0, high=1.0)
+    topk_candidates: int = setting(400, low=1, high=100_000)
+    max_detections: int = setting(200, low=1, high=100_000)
 
 
 @dataclass(frozen=True)
@@ -327,7 +313,7 @@ def _check_sections(values, where):
     sections = [item.name for item in dataclasses.fields(Config)]
     for section, leaves in values.items():
         if section not in sections:
-            name = shown(section)[:_SHOWN_LENGTH]
+            name = shown(section)[: settings.SHOWN_LENGTH]
             raise ConfigError(f"{shown(where)}: unknown key {name}{suggest(section, sections)}")
         if not isinstance(leaves, dict):
             raise ConfigError(f"{shown(where)}: {section} is a table of keys, not a value")
@@ -392,7 +378,7 @@ def _unknown_key(key, known):
     if not near:  # the right key name in the wrong section
         same = difflib.get_close_matches(name, names, 1)
         near = next((f" (did you mean {other}?)" for other in known if same and other.endswith("." + same[0])), "")
-    return ConfigError(f"unknown key {shown(key)[:_SHOWN_LENGTH]}{near}")
+    return ConfigError(f"unknown key {shown(key)[: settings.SHOWN_LENGTH]}{near}")
 
 
 def _build_section(section, kind, leaves):
@@ -402,7 +388,7 @@ def _build_section(section, kind, leaves):
         key = f"{section}.{name}"
         if key not in known:
             raise _unknown_key(key, known)
-        values[name] = _checked(key, known[key], value)
+        values[name] = settings.check(key, known[key], value)
     return kind(**values)
 
 
@@ -413,100 +399,4 @@ def _parse_override(text):
         raise ConfigError(f"--set wants section.key=value, got {text!r}")
     if key not in known:
         raise _unknown_key(key, known)
-    return key, _from_text(key, known[key].type, raw.strip())
-
-
-def _from_text(key, kind, raw):
-    if kind is str:
-        return raw
-    if kind is bool:
-        if raw.lower() not in ("true", "false"):
-            raise ConfigError(f"{key}: expected true or false, got {raw!r}")
-        return raw.lower() == "true"
-    if kind is float:  # TOML would refuse ".5"
-        with contextlib.suppress(ValueError):
-            return float(raw)
-    if kind == tuple[str, ...] and not raw.startswith("["):
-        return [name.strip() for name in raw.split(",") if name.strip()]
-    if isinstance(kind, types.GenericAlias) and not raw.startswith("[") and raw.count(","):
-        raw = f"[{raw}]"
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (ValueError, RecursionError):
-        parsed = {}
-    if list(parsed) != ["value"]:  # a text with a line break could hold more than one
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {raw!r}")
-    return parsed["value"]
-
-
-def _kind_name(kind):
-    if isinstance(kind, types.GenericAlias):
-        inner = _kind_name(typing.get_args(kind)[0])
-        return f"a list of {inner.replace('a list', 'lists') if inner.startswith('a ') else inner + 's'}"
-    return {int: "integer", float: "number", str: "text", bool: "true or false"}[kind]
-
-
-def _checked(key, item, value):
-    """Returns `value` as the leaf's type, or raises naming the key."""
-    value = _typed(key, item.type, value)
-    choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise ConfigError(f"{key}: {_shown_value(value)} is none of {', '.join(choices)}{suggest(value, choices)}")
-    for number in _flat(value):
-        if (low is not None and number < low) or (high is not None and number > high):
-            raise ConfigError(f"{key}: {number} is outside {_range_text(low, high)}")
-    if item.metadata.get("columns"):
-        _check_rows(key, item.metadata["columns"], value)
-    return value
-
-
-def _check_rows(key, columns, rows):
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(columns):
-            names = ", ".join(columns)
-            raise ConfigError(f"{key}: entry {number}: expected [{names}], got {list(row)}")
-        for (name, (low, high)), entry in zip(columns.items(), row, strict=True):
-            if not low <= entry <= high:
-                raise ConfigError(f"{key}: entry {number}: {name} {entry} is outside {_range_text(low, high)}")
-
-
-def _flat(value):
-    """All numbers of a value, nested tuples opened."""
-    return [number for entry in value for number in _flat(entry)] if isinstance(value, tuple) else [value]
-
-
-def _shown_value(value):
-    """A value from a file as text, cut where it is long."""
-    shortened = reprlib.Repr()
-    shortened.maxstring = shortened.maxother = _SHOWN_LENGTH
-    shortened.maxlist = 10
-    try:
-        return shortened.repr(value)
-    except ValueError:  # an integer of thousands of digits inside
-        return f"a {type(value).__name__} of huge numbers"
-
-
-def _range_text(low, high):
-    return f"{'' if low is None else low}..{'' if high is None else high}"
-
-
-def _typed(key, kind, value):
-    if isinstance(kind, types.GenericAlias):
-        return _typed_tuple(key, kind, value)
-    if type(value) is int and value.bit_length() > _MAX_BITS:
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got one of {value.bit_length()} bits")
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {_shown_value(value)}")
-    return value
-
-
-def _typed_tuple(key, kind, value):
-    arguments = typing.get_args(kind)
-    fixed = arguments[-1] is not Ellipsis
-    if fixed and type(value) is int:  # one number for both sides of an image
-        value = [value] * len(arguments)
-    if not isinstance(value, (list, tuple)) or (fixed and len(value) != len(arguments)):
-        raise ConfigError(f"{key}: expected {_kind_name(kind)}, got {_shown_value(value)}")
-    return tuple(_typed(key, arguments[0], entry) for entry in value)
+    return key, settings.parse(key, known[key].type, raw.strip())

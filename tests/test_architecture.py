@@ -19,7 +19,8 @@ BASE = {"errors"}
 # Rooms and the rooms they may import. config and images read files through the limits of fileio, the floor.
 MAY_IMPORT = {
     "errors": set(),
-    "config": BASE | {"fileio"},
+    "config": BASE | {"fileio", "settings"},
+    "settings": BASE,
     "fileio": BASE,
     "structures": BASE,
     "images": BASE | {"fileio", "jpeg", "png"},
@@ -51,7 +52,8 @@ THIRD_PARTY = {
     "PIL": ({"images", "synthesis", "inference.predictor"}, set()),
     "absl": ({"cli"}, set()),
     "numpy": (
-        {*MAY_IMPORT, "api.build"} - {"errors", "config", "fileio", "png", "models", "runs", "cli", "api"},
+        {*MAY_IMPORT, "api.build"}
+        - {"errors", "config", "settings", "fileio", "png", "models", "runs", "cli", "api"},
         set(),
     ),
     "faster_coco_eval": ({"evaluation"}, set()),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ssd_tf import config as configs
 from ssd_tf.errors import ConfigError
+from ssd_tf.settings import check
 
 LEAVES = {
     f"{section.name}.{leaf.name}": leaf
@@ -367,7 +368,7 @@ def test_focal_loss_mines_nothing():
 def test_every_leaf_has_a_documented_kind():
     for key, leaf in LEAVES.items():
         default = read(configs.Config(), key)
-        assert configs._checked(key, leaf, default) == default
+        assert check(key, leaf, default) == default
         assert not (isinstance(default, float) and math.isnan(default))
 
 

@@ -86,7 +86,7 @@ def _building(name, image_size, weights):
         reason = _reason(error)
         if weights == "imagenet":
             raise ConfigError(
-                f"model.weights=imagenet does not work for {name} ({reason}); set model.weights=none or a weights file"
+                f"model.weights=imagenet does not work for {name} ({reason}); set a weights file or none"
             ) from error
         if weights is not None:
             raise DataError(f"{shown(weights)} does not fit {name}: {reason}") from error

@@ -45,7 +45,7 @@ def name_of(model, layer):
 
 
 def widest_layers(model):
-    """Returns the last of the widest layers at about 1/8, 1/16 and 1/32 of the image, as a recipe can call them."""
+    """Returns the last of the widest layers at about 1/8, 1/16 and 1/32 of the image, as recipes can call them."""
     best = {}
     for index, layer in enumerate(model.layers):
         shape = layer.output.shape

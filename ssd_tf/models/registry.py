@@ -115,7 +115,7 @@ def get_backbone(name):
         return _application_backbone(name)
     raise ConfigError(
         f"unknown backbone {name!r}{suggest(name, [*_BACKBONES, *_list_applications()])}; "
-        f"there are: {', '.join(list_backbones())}, and any model of keras.applications (your own come with --plugin=FILE)"
+        f"there are: {', '.join(list_backbones())}, any model of keras.applications, with --plugin=FILE your own"
     )
 
 

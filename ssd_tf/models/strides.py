@@ -56,7 +56,8 @@ def at_half_resolution(model, names, output):
 
     Args:
       model: keras.Model of remove_strides.
-      names: the layers without their stride, as given to remove_strides; behind the last of them every second row and column is taken.
+      names: the layers without their stride, as given to remove_strides; every second row and column is taken
+        behind the last of them.
       output: symbolic tensor of the model behind that layer.
 
     Returns:

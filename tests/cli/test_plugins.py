@@ -101,7 +101,7 @@ def test_weights_that_a_plugin_cannot_read_are_one_line(repository):
     plugins.load(repository / "docs" / "my_backbone.py")
     config = configs.load_config(None, ["model.backbone=my_net", "model.num_classes=2"])
     with pytest.raises(
-        ConfigError, match=r"model\.weights=imagenet does not work for my_net \(.*\); set model\.weights=none"
+        ConfigError, match=r"model\.weights=imagenet does not work for my_net \(.*\); set a weights file or none"
     ):
         build.build(config)
     assert isinstance(build.build(config, load_weights=False).model, keras.Model)
