@@ -110,6 +110,15 @@ class Extra:
     padding: int = 1
 
 
+# Of the SSD paper's SSD300: 10, 5, 3 and 1 cells after a map of 19.
+SSD300_EXTRAS = (
+    Extra(256, 512),
+    Extra(128, 256),
+    Extra(128, 256, stride=1, padding=0),
+    Extra(128, 256, stride=1, padding=0),
+)
+
+
 def next_extra(map_size, level):
     """Returns the Extra that follows a map by the standard rule, or None at 1 x 1.
 

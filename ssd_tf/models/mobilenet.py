@@ -7,7 +7,7 @@ Keras' own MobileNet V1 pads (0, 1) before every stride, which makes an odd map 
 import keras
 from keras import layers
 
-from ssd_tf.models.layers import Extra
+from ssd_tf.models.layers import SSD300_EXTRAS
 from ssd_tf.models.registry import Layout, register_backbone
 from ssd_tf.models.twins import copy_by_name, read_twin
 
@@ -28,20 +28,13 @@ _V2_BLOCKS = (
     (320, 1),
 )
 _EXPANSION = 6
-# Two levels of the backbone, then 512 and three of 256 channels: 38, 19, 10, 5, 3 and 1 cells at 300 px.
-_SEED_EXTRAS = (
-    Extra(256, 512),
-    Extra(128, 256),
-    Extra(128, 256, stride=1, padding=0),
-    Extra(128, 256, stride=1, padding=0),
-)
 
 
 @register_backbone(
     "mobilenet_v1",
     taps=("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu"),
     preprocessing="tf",
-    layouts={"seed": Layout(("conv_pw_5_relu", "conv_pw_11_relu"), _SEED_EXTRAS)},
+    layouts={"seed": Layout(("conv_pw_5_relu", "conv_pw_11_relu"), SSD300_EXTRAS)},
 )
 def mobilenet_v1(image_shape, weights, width=1.0):
     """MobileNet V1, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""
@@ -65,7 +58,7 @@ def mobilenet_v1(image_shape, weights, width=1.0):
     "mobilenet_v2",
     taps=("block_6_expand_relu", "block_13_expand_relu", "out_relu"),
     preprocessing="tf",
-    layouts={"seed": Layout(("block_5_add", "block_12_add"), _SEED_EXTRAS)},
+    layouts={"seed": Layout(("block_5_add", "block_12_add"), SSD300_EXTRAS)},
 )
 def mobilenet_v2(image_shape, weights, width=1.0):
     """MobileNet V2, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""

@@ -3,22 +3,15 @@
 import keras
 from keras import layers
 
-from ssd_tf.models.layers import Extra, L2Normalize
+from ssd_tf.models.layers import SSD300_EXTRAS, L2Normalize
 from ssd_tf.models.registry import Layout, register_backbone
 from ssd_tf.models.twins import copy_by_name, read_twin
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _TAPS = ("neck_block4_conv3", "fc7")
-# caffe's SSD300: 10, 5, 3 and 1 cells after fc7's 19.
-_SEED_EXTRAS = (
-    Extra(256, 512),
-    Extra(128, 256),
-    Extra(128, 256, stride=1, padding=0),
-    Extra(128, 256, stride=1, padding=0),
-)
 
 
-@register_backbone("vgg16", taps=_TAPS, preprocessing="caffe", layouts={"seed": Layout(_TAPS, _SEED_EXTRAS)})
+@register_backbone("vgg16", taps=_TAPS, preprocessing="caffe", layouts={"seed": Layout(_TAPS, SSD300_EXTRAS)})
 def vgg16(image_shape, weights):
     """VGG16 up to fc7, its fully connected layers as convolutions; `image_shape` is (H, W, 3).
 
