@@ -68,12 +68,22 @@ def assert_same_weights(first, second):
         assert np.array_equal(a, b)
 
 
-def test_overfits_four_images(recipe, drawn_records, drawn_images, drawn_objects, tmp_path):
-    overrides = ("train.steps=250", "train.checkpoint_steps=1000", "train.log_steps=5")
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ((), 15),
+        # Focal loss starts low: from the prior.
+        (("loss.classification=focal", "loss.box=giou", "model.heads=shared", "model.neck=fpn"), 5),
+        (("loss.classification=sigmoid", "loss.box=ciou", "model.heads=lite", "postprocess.nms=soft_linear"), 15),
+    ],
+    ids=["plain", "focal", "sigmoid"],
+)
+def test_overfits_four_images(options, factor, recipe, drawn_records, drawn_images, drawn_objects, tmp_path):
+    overrides = ("train.steps=250", "train.checkpoint_steps=1000", "train.log_steps=5", *options)
     result = run_training(recipe, drawn_records, tmp_path / "run", *overrides)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert result["loss"] == losses[-1]
-    assert losses[-1] < losses[0] / 15
+    assert losses[-1] < losses[0] / factor
     predictor = predict.load(tmp_path / "run")
     for image, objects in zip(drawn_images, drawn_objects, strict=True):
         found = predictor(image, 0.5)
