@@ -132,6 +132,8 @@ def _typed(key, kind, value):
 
 def _typed_tuple(key, kind, value):
     arguments = typing.get_args(kind)
+    if arguments[0] is str and isinstance(value, (list, tuple)):  # names, or numbers that count layers
+        value = [str(entry) if type(entry) is int else entry for entry in value]
     fixed = arguments[-1] is not Ellipsis
     if fixed and type(value) is int:  # one number for both sides of an image
         value = [value] * len(arguments)

@@ -97,9 +97,7 @@ def _walk(file):
 
 
 def _dataset_bytes(dataset, path):
-    """Bytes of an array as its header states them; 0 for a group."""
-    if not isinstance(dataset, h5py.Dataset):
-        return 0
+    """Bytes of an array as its header states them."""
     name = shown(path.rpartition("/")[2])[:80]
     if dataset.external or dataset.is_virtual:
         raise DataError(f"refused: {name} lies in another file")
@@ -168,7 +166,10 @@ def read_weights(path, model):
 def _read_numbers(dataset):
     if dataset.dtype.kind not in "fiub":
         raise DataError(f"{shown(dataset.name)[-80:]} holds no numbers")
-    return dataset[()]
+    array = dataset[()]
+    if not np.all(np.isfinite(array)):
+        raise DataError(f"{shown(dataset.name)[-80:]} is not finite")
+    return array
 
 
 def _describe(pairs, beyond):

@@ -353,6 +353,7 @@ def test_dumped_leaf_read_as_override_is_the_leaf(data):
         ("conv1, conv_pw_11_relu", ("conv1", "conv_pw_11_relu")),
         ("-3,12", ("-3", "12")),
         ('["conv1", "a,b"]', ("conv1", "a,b")),
+        ('["conv1", -12]', ("conv1", "-12")),
         ("", ()),
     ],
 )

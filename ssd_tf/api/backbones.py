@@ -6,8 +6,9 @@ from ssd_tf.models import detector, registry
 
 
 def describe():
-    """Returns a list of dicts, one a registered backbone: name, layouts, options (settings
-    that its function takes), taps, preprocessing, summary."""
+    """Returns a dict for each registered backbone: name, layouts, options (settings that its function takes),
+    taps, preprocessing, summary.
+    """
     found = [registry.get_backbone(name) for name in registry.list_backbones()]
     return [
         {
@@ -40,7 +41,7 @@ def measure(config):
         "parameters": built.model.count_params(),
         "multiply_adds": detector.count_multiply_adds(built.model),
         "anchors": len(built.anchors),
-        "maps": ", ".join(str(rows) for rows, _ in build.build_map_sizes(config)),
+        "maps": ", ".join(str(rows) for rows, _ in built.map_sizes),
     }
 
 

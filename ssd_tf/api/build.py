@@ -12,7 +12,7 @@ from ssd_tf.api.weights import load_extractor
 from ssd_tf.boxes import anchors as anchor_boxes
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import detector, registry
-from ssd_tf.models.extractor import feature_extractor
+from ssd_tf.models.extractor import check_weights, feature_extractor
 from ssd_tf.pretrained import importers
 from ssd_tf.training import losses
 
@@ -24,10 +24,12 @@ class Detector:
     Attributes:
       model: keras.Model, see models.detector.build_ssd.
       anchors: float32 [A, 4], yxyx normalised.
+      map_sizes: (rows, columns) of each feature map.
     """
 
     model: keras.Model
     anchors: np.ndarray
+    map_sizes: tuple[tuple[int, int], ...]
 
 
 def build(config, load_weights=True, precision="float32"):
@@ -49,7 +51,8 @@ def build(config, load_weights=True, precision="float32"):
         raise ConfigError("model.num_classes is not set (the records or --set model.num_classes=N give it)")
     with _dtype_policy(precision):
         extractor = load_extractor(config.model) if load_weights else feature_extractor(config.model, False)
-        spec = _anchor_spec(config, map_sizes(extractor))
+        sizes = map_sizes(extractor)
+        spec = _anchor_spec(config, sizes)
         counts = anchor_boxes.num_anchors_per_cell(spec)
         model = detector.build_ssd(
             extractor,
@@ -60,7 +63,7 @@ def build(config, load_weights=True, precision="float32"):
             config.loss.has_background,
             _class_bias(config.loss),
         )
-    return Detector(model, _anchors(config, spec, map_sizes(extractor)))
+    return Detector(model, _anchors(config, spec, sizes), sizes)
 
 
 def _class_bias(settings):
@@ -69,9 +72,19 @@ def _class_bias(settings):
     return -math.log((1 - prior) / prior) if settings.classification == "focal" else 0.0
 
 
-def check(config):
-    """Raises ConfigError where the parts of the network do not fit together; reads no weights and no data."""
-    importers.find_importer(config.model)
+def check(config, load_weights=True):
+    """Finds what is wrong with a Config before any weights or data are read.
+
+    Args:
+      config: Config.
+      load_weights: whether model.weights is going to be read.
+
+    Raises:
+      ConfigError: the parts of the network do not fit together. DataError: there is no such weights file.
+    """
+    if load_weights:
+        importers.find_importer(config.model)
+        check_weights(config.model)
     build_anchors(config)
 
 
@@ -125,7 +138,7 @@ def make_losses(settings, anchors):
 def _anchor_spec(config, sizes):
     part = config.anchors
     chosen = part.sizes
-    if not chosen and part.preset in anchor_boxes.AUTO:
+    if not chosen and part.preset == "auto":
         layout = registry.get_layout(registry.get_backbone(config.model.backbone), config.model)
         chosen = layout.anchor_sizes if len(layout.anchor_sizes) == len(sizes) + 1 else ()
     return anchor_boxes.resolve_spec(

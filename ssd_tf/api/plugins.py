@@ -28,7 +28,7 @@ def load(path):
         loader.exec_module(module)
     except SsdError as error:
         raise ConfigError(f"--plugin: {shown(path)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ConfigError(f"--plugin: {shown(path)}, line {_line(error, path)}: {reason}") from error
     if registry.list_backbones() == before:

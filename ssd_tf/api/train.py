@@ -45,7 +45,7 @@ def train(
     Raises:
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
-    build.check(config)
+    build.check(config, load_weights=runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
     if val_records:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ssd_tf import weight_files
-from ssd_tf.models.extractor import feature_extractor
+from ssd_tf.models.extractor import check_weights, feature_extractor
 from ssd_tf.pretrained import importers
 
 
@@ -25,6 +25,7 @@ def load_extractor(settings):
         if Path(settings.weights).is_file():
             weight_files.check_weights_file(settings.weights)
         return feature_extractor(settings)
+    check_weights(settings)
     extractor = feature_extractor(settings, load_weights=False)
     importers.load_backbone(importer, settings.weights, extractor.get_layer("backbone"))
     return extractor

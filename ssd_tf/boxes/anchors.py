@@ -103,7 +103,7 @@ PRESETS = {
 
 
 # Percent of the image: the first level's size, then the range of the others (caffe's VOC and COCO scripts).
-AUTO = {"auto": ((10, 20), (7, 15)), "auto_coco": ((7, 15), (4, 10))}
+_AUTO = {"auto": ((10, 20), (7, 15)), "auto_coco": ((7, 15), (4, 10))}
 _LARGEST = 90
 _MANY_LEVELS = 7
 
@@ -114,7 +114,7 @@ def default_spec(num_levels, chain_name="auto"):
     "auto" (VOC's objects): 10 % of the image for the first level, the others spread evenly over 20..90 %; with 7
     or more levels 7 %, and 15..90 %. "auto_coco" (smaller objects): 7 % and 15..90 %; 4 % and 10..90 %.
     """
-    first, low = AUTO[chain_name][num_levels >= _MANY_LEVELS]
+    first, low = _AUTO[chain_name][num_levels >= _MANY_LEVELS]
     step = math.floor((_LARGEST - low) / max(num_levels - 2, 1))
     sizes = [first] + [low + step * level for level in range(num_levels)]
     return chain(_pixels(100, *sizes), _standard_ratios(num_levels))
@@ -135,10 +135,10 @@ def resolve_spec(num_levels, preset="auto", sizes=(), ratios=(), steps=(), offse
     Raises:
       ConfigError: unknown preset, or parts for another number of levels.
     """
-    known = (*AUTO, *PRESETS)
+    known = (*_AUTO, *PRESETS)
     if preset not in known:
         raise ConfigError(f"anchors.preset: {preset!r} is none of {', '.join(known)}{suggest(preset, known)}")
-    spec = default_spec(num_levels, preset) if preset in AUTO else PRESETS[preset]
+    spec = default_spec(num_levels, preset) if preset in _AUTO else PRESETS[preset]
     changes = {"offset": offset}
     if sizes:
         changes.update(sizes=tuple(sizes[:-1]), next_sizes=tuple(sizes[1:]))

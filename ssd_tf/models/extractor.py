@@ -25,6 +25,8 @@ def feature_extractor(settings, load_weights=True):
       ConfigError: unknown backbone, layout or layer, no taps or taps out of order, image too small for the levels.
       DataError: weights that do not fit. EnvironmentFault: weights that cannot be fetched.
     """
+    if load_weights:
+        check_weights(settings)
     backbone = registry.get_backbone(settings.backbone)
     layout = registry.get_layout(backbone, settings)
     if not layout.taps:
@@ -47,15 +49,35 @@ def feature_extractor(settings, load_weights=True):
     return keras.Model(image, maps, name="feature_extractor")
 
 
+def check_weights(settings):
+    """Checks what can be said about model.weights without reading any.
+
+    Args:
+      settings: config.ModelConfig.
+
+    Raises:
+      ConfigError: there are no ImageNet weights for this backbone. DataError: no such file.
+    """
+    instead = registry.get_backbone(settings.backbone).no_imagenet
+    if settings.weights == "imagenet" and instead:
+        raise ConfigError(
+            f"model.weights: there are no ImageNet weights for {settings.backbone} to fetch: {instead}"
+        )
+    if settings.weights not in ("none", "imagenet") and not Path(settings.weights).is_file():
+        raise DataError(f"model.weights: no such file: {shown(settings.weights)}")
+
+
 def _build_backbone(backbone, settings, weights):
     """The backbone as its function makes it, with the strides removed that the recipe names."""
-    if weights not in (None, "imagenet") and not Path(weights).is_file():
-        raise DataError(f"model.weights: no such file: {shown(weights)}")
     if settings.width != 1 and "width" not in backbone.options:
         raise ConfigError(f"model.width: {backbone.name} has no width multiplier")
     options = {name: getattr(settings, name) for name in backbone.options}
     with _building(backbone.name, settings.image_size, weights):
         model = backbone.build((*settings.image_size, 3), weights, **options)
+        if not isinstance(model, keras.Model):
+            raise ConfigError(
+                f"backbone {backbone.name!r}: its function returns no keras.Model, but {model!r:.60}"
+            )
         if settings.remove_stride_at:
             model = strides.remove_strides(model, settings.remove_stride_at)
     return model
@@ -64,15 +86,24 @@ def _build_backbone(backbone, settings, weights):
 def _tapped(model, layout, settings):
     """The backbone as a model from pixels to its taps, and to the map that the auxiliary layers follow."""
     where = f"backbone {settings.backbone!r}"
-    outputs = [lookup.find_layer(model, tap, where).output for tap in layout.taps]
+    outputs = [_find_map(model, tap, where) for tap in layout.taps]
+    if len({id(output) for output in outputs}) < len(outputs):
+        raise ConfigError(f"{where}: a layer is tapped twice: {', '.join(map(str, layout.taps))}")
     last = outputs[-1]
     if layout.extras_after is not None:
-        last = lookup.find_layer(model, layout.extras_after, where).output
+        last = _find_map(model, layout.extras_after, where)
     if settings.dual_path:
         last = strides.at_half_resolution(model, settings.remove_stride_at, last)
     if last is not outputs[-1]:
         outputs.append(last)
     return keras.Model(model.inputs[0], outputs, name="backbone")
+
+
+def _find_map(model, tap, where):
+    output = lookup.find_layer(model, tap, where).output
+    if len(output.shape) != 4:
+        raise ConfigError(f"{where}: layer {tap!r} gives no map of rows and columns")
+    return output
 
 
 @contextlib.contextmanager

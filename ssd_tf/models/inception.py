@@ -7,7 +7,6 @@ Mixed_5e, a convolution in it Mixed_5e_Branch_1_Conv2d_0b_3x3.
 import keras
 from keras import layers
 
-from ssd_tf.errors import ConfigError
 from ssd_tf.models.layers import Extra, conv_block
 from ssd_tf.models.registry import Layout, register_backbone
 from ssd_tf.models.twins import application_model, read_own
@@ -64,6 +63,8 @@ _SEED_EXTRAS = (Extra(128, 256), Extra(128, 256, stride=1, padding=0))
     taps=("Mixed_5e", "Mixed_6h", "Mixed_7d"),
     preprocessing="tf",
     layouts={"seed": Layout(("Mixed_6d", "Mixed_6h", "Mixed_7b", "Mixed_7d"), _SEED_EXTRAS)},
+    no_imagenet="save model.safetensors of timm's inception_v4.tf_in1k and set "
+    "model.weights=/path/model.safetensors, or set model.weights=none",
 )
 def inception_v4(image_shape, weights):
     """Inception V4 without its classifier (arXiv 1602.07261, figures 3 to 9).
@@ -72,11 +73,6 @@ def inception_v4(image_shape, weights):
       image_shape: (H, W, 3).
       weights: None, or a Keras file of this network's weights; timm's are read by pretrained.
     """
-    if weights == "imagenet":
-        raise ConfigError(
-            "Keras has no weights for inception_v4: save model.safetensors of timm's inception_v4.tf_in1k and set "
-            "model.weights=/path/model.safetensors, or set model.weights=none"
-        )
     image = x = keras.Input(image_shape)
     for convolution in STEM:
         x = _convolve(x, convolution, "")

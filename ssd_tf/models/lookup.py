@@ -22,7 +22,7 @@ def find_layer(model, name, where):
       ConfigError: no such layer (near names are given), or a name that the next build may give to another.
     """
     names = [layer.name for layer in model.layers]
-    if isinstance(name, int) or name.lstrip("-").isdigit():
+    if isinstance(name, int) or re.fullmatch(r"-?[0-9]{1,9}", name):
         if not -len(names) <= int(name) < len(names):
             raise ConfigError(f"{where} has no layer {name}: it has {len(names)}")
         return model.layers[int(name)]

@@ -7,7 +7,7 @@ from the built model, so nothing else has to be said about it.
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import keras
 from keras import ops
@@ -48,12 +48,14 @@ class Backbone:
       build: function (image_shape, weights) -> keras.Model; it may take `width` and `layout` too.
       preprocessing: key of layers.PREPROCESSING.
       layouts: {name: Layout}, "default" among them.
+      no_imagenet: why it cannot have model.weights=imagenet, and what it can; empty where it can.
     """
 
     name: str
     build: Callable
     preprocessing: str
-    layouts: dict[str, Layout] = field(default_factory=dict)
+    layouts: dict[str, Layout]
+    no_imagenet: str = ""
 
     @property
     def options(self):
@@ -62,11 +64,11 @@ class Backbone:
 
     @property
     def summary(self):
-        """The first line of the function's docstring, or an empty text."""
+        """The first line of the function's docstring up to a semicolon, or an empty text."""
         return (inspect.getdoc(self.build) or "").split("\n")[0].split(";")[0].removesuffix(".")
 
 
-def register_backbone(name, taps, preprocessing="none", extras=None, layouts=None):
+def register_backbone(name, taps, preprocessing="none", extras=None, layouts=None, no_imagenet=""):
     """Registers the decorated function as a backbone.
 
     Args:
@@ -75,10 +77,12 @@ def register_backbone(name, taps, preprocessing="none", extras=None, layouts=Non
       preprocessing: "caffe", "tf", "torch" or "none", as Keras names them; the input is RGB 0..255.
       extras: tuple of layers.Extra, or None for the standard rule.
       layouts: {name: Layout}, other ways to tap it (model.layout), or None.
+      no_imagenet: where there are no ImageNet weights, a text that says what to set instead.
 
     Returns:
       the decorator. The function takes (image_shape, weights): (H, W, 3), and None, "imagenet" or a path; it
-      returns a keras.Model without classifier. Parameters called `width` and `layout` get those settings.
+      returns a keras.Model without classifier. Parameters called `width` and `layout` get those settings. Layers
+      called neck_, extra_ or head_... count to those groups, all others to the backbone (layer_group).
 
     Raises:
       ConfigError: the name is taken, or the preprocessing unknown.
@@ -89,10 +93,11 @@ def register_backbone(name, taps, preprocessing="none", extras=None, layouts=Non
         raise ConfigError(
             f"backbone {name!r}: preprocessing {preprocessing!r} is none of {[*layers.PREPROCESSING]}"
         )
-    layouts = {"default": Layout(tuple(taps), extras), **(layouts or {})}
+    taps = (taps,) if isinstance(taps, str) else tuple(taps)
+    layouts = {"default": Layout(taps, extras), **(layouts or {})}
 
     def register(build):
-        _BACKBONES[name] = Backbone(name, build, preprocessing, layouts)
+        _BACKBONES[name] = Backbone(name, build, preprocessing, layouts, no_imagenet)
         return build
 
     return register
@@ -155,10 +160,14 @@ def _application_backbone(name):
 
 def _application_preprocessing(application):
     """The key of layers.PREPROCESSING that does what the model's own preprocess_input does."""
-    pixels = ops.convert_to_tensor([[[[255.0, 20.0, 0.0]]]])
-    expected = sys.modules[application.__module__].preprocess_input(pixels)
-    for mode in layers.PREPROCESSING:
-        if float(ops.max(ops.abs(layers.make_preprocess(mode)(pixels) - expected))) < _TOLERANCE:
+    color = (255.0, 20.0, 0.0)
+    pixels = ops.convert_to_tensor([[[color]]], "float32")
+    expected = ops.convert_to_numpy(sys.modules[application.__module__].preprocess_input(pixels)).ravel()
+    for mode, (mean, scale) in layers.PREPROCESSING.items():
+        values = [(value - shift) * factor for value, shift, factor in zip(color, mean, scale)]
+        if mode == "caffe":
+            values.reverse()
+        if all(abs(value - other) < _TOLERANCE for value, other in zip(values, expected)):
             return mode
     raise ConfigError(f"{application.__name__} expects an input that no model.preprocessing gives")
 

@@ -1,7 +1,7 @@
 """Finer maps for small objects, out of any backbone and with its weights (Mudassar and Mukhopadhyay, BMVC 2019).
 
-The paper's SxLy removes x strides from layer y on: every later map has twice the cells a removal, and the weights
-stay. Its S1L0 of MobileNet V1 is model.remove_stride_at=conv1, its S1L2 of VGG16 block1_pool.
+The paper's SxLy removes x strides from layer y on: each doubles the rows and columns of all later maps, and the
+weights stay. Its S1L0 of MobileNet V1 is model.remove_stride_at=conv1, its S1L2 of VGG16 block1_pool.
 """
 
 import keras
@@ -54,6 +54,9 @@ def _stride(layer):
 def at_half_resolution(model, names, output):
     """Returns `output` computed again behind a subsampled map, with the same layers ("Dualpath-Split").
 
+    The rows and columns taken are those at which "same" puts the windows of a stride of 2, so that behind a
+    convolution the second path is the network as it was before the stride was removed.
+
     Args:
       model: keras.Model of remove_strides.
       names: the layers without their stride, as given to remove_strides; every second row and column is taken
@@ -64,13 +67,19 @@ def at_half_resolution(model, names, output):
       symbolic tensor of half the height and width.
 
     Raises:
-      ConfigError: no stride was removed.
+      ConfigError: no stride was removed, or `output` does not depend on that layer alone.
     """
     if not names:
         raise ConfigError("model.dual_path needs model.remove_stride_at: the second path starts there")
-    split = lookup.find_layer(model, names[-1], "model.dual_path").output
-    subsampled = keras.layers.MaxPooling2D(1, 2, padding="same", name="dual_path_subsample")(split)
-    rest = keras.Model(split, output)
+    chosen = [lookup.find_layer(model, name, "model.dual_path") for name in names]
+    split = max(chosen, key=model.layers.index).output
+    rows, columns = split.shape[1:3]
+    subsampled = split[:, 1 - rows % 2 :: 2, 1 - columns % 2 :: 2]
+    try:
+        rest = keras.Model(split, output)
+    except ValueError:
+        last = names[chosen.index(max(chosen, key=model.layers.index))]
+        raise ConfigError(f"model.dual_path: the last tap does not lie behind {last!r} alone") from None
     half = keras.Input(subsampled.shape[1:])
     rest = keras.models.clone_model(rest, half, clone_function=lambda layer: layer)  # the layers are shared
     rest.name = "dual_path"

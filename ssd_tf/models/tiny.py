@@ -3,7 +3,6 @@
 import keras
 from keras import layers
 
-from ssd_tf.errors import ConfigError
 from ssd_tf.models.layers import Extra, conv_block
 from ssd_tf.models.registry import register_backbone
 from ssd_tf.models.twins import read_own
@@ -32,6 +31,7 @@ _COURSE_TAPS = ("block3_pool", "block4_pool", "block5_pool", "block6_pool", "glo
     taps=("fire4", "fire8", "fire9", "fire10"),
     preprocessing="tf",
     extras=(Extra(51, 46), Extra(55, 85)),
+    no_imagenet="set model.weights=none",
 )
 def tiny_ssd(image_shape, weights):
     """TinySSD up to Fire10 (Wong et al., arXiv 1802.06488).
@@ -54,7 +54,7 @@ def tiny_ssd(image_shape, weights):
     return _with_weights(keras.Model(image, x, name="tiny_ssd"), weights)
 
 
-@register_backbone("tiny_ssd_d2l", taps=_COURSE_TAPS, preprocessing="tf")
+@register_backbone("tiny_ssd_d2l", _COURSE_TAPS, preprocessing="tf", no_imagenet="set model.weights=none")
 def tiny_ssd_d2l(image_shape, weights):
     """TinySSD of the course Dive into Deep Learning: plain convolutions.
 
@@ -80,8 +80,6 @@ def tiny_ssd_d2l(image_shape, weights):
 
 def _with_weights(model, weights):
     """The model with the weights of a file, if one is given."""
-    if weights == "imagenet":
-        raise ConfigError(f"there are no ImageNet weights for {model.name}; set model.weights=none")
     if weights is not None:
         read_own(model, weights)
     return model

@@ -61,11 +61,9 @@ def load_backbone(importer, path, model):
       model: keras.Model, the backbone up to its last tap.
 
     Raises:
-      DataError: the file is missing, unreadable or does not fit; names it.
+      DataError: the file is unreadable or does not fit; names it.
       EnvironmentFault: a package is missing.
     """
-    if not Path(path).is_file():
-        raise DataError(f"model.weights: no such file: {shown(path)}")
     try:
         with importer.open(path) as (shapes, read):
             used = {name: shape for name, shape in shapes.items() if not importer.is_unused(name)}

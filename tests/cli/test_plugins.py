@@ -77,6 +77,7 @@ def test_no_other_command_knows_it_without_the_file(tmp_path):
             "backbone 'vgg16' is registered already",
         ),
         ("raise RuntimeError\n", "line 1: RuntimeError: "),
+        ("x = 1\nraise SystemExit(0)\n", "line 2: SystemExit: 0"),
     ],
 )
 def test_files_that_are_refused(text, message, tmp_path):

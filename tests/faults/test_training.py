@@ -354,8 +354,10 @@ def offline(monkeypatch, tmp_path):
 
 def test_row_69_weights_that_cannot_be_fetched(records, offline):
     argv = (*TRAIN, "--set=model.backbone=mobilenet_v2", "--set=model.weights=imagenet", "--set=train.steps=1")
-    message = "ImageNet weights not reachable; set model.weights=/path or model.weights=none"
-    assert fault("train", *argv, "--set=model.image_size=96", code=5) == message
+    line = fault("train", *argv, "--set=model.image_size=96", code=5)
+    assert line.startswith("ImageNet weights not reachable (")
+    assert re.search(r"\): https://\S+\.h5: download it elsewhere and set model\.weights=/path/\S+\.h5, or ", line)
+    assert line.endswith("model.weights=none")
     assert runs.find_checkpoint("run") is None
 
 

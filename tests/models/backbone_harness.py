@@ -12,32 +12,29 @@ from ssd_tf.models import registry
 from ssd_tf.models.detector import all_layers
 
 
-def check_rows(detector, sizes):
+def check_rows(detector):
     """As many rows as anchors, and as many anchors as the maps ask for."""
     count = len(detector.anchors)
     shapes = {key: value.shape for key, value in detector.model.output.items()}
     assert shapes == {"class_logits": (None, count, NUM_CLASSES + 1), "box_deltas": (None, count, 4)}
-    last = len(sizes) - 1
-    shapes_per_cell = [4 if level in (0, last - 1, last) else 6 for level in range(len(sizes))]
-    assert count == sum(h * w * n for (h, w), n in zip(sizes, shapes_per_cell, strict=True))
+    last = len(detector.map_sizes) - 1
+    per_cell = [4 if level in (0, last - 1, last) else 6 for level in range(last + 1)]
+    assert count == sum(h * w * n for (h, w), n in zip(detector.map_sizes, per_cell, strict=True))
 
 
-def check_places(detector, config, sizes):
+def check_places(detector, config):
     """A bright spot in one corner moves the first level's rows of that corner most."""
     side = config.model.image_size[0]
     cell = side // 16
     image = np.zeros((1, side, side, 3), np.uint8)
     spot = image.copy()
-    rows, columns = (
-        slice(12 * cell - cell // 2, 12 * cell + cell // 2),
-        slice(4 * cell - cell // 2, 4 * cell + cell // 2),
-    )
-    spot[:, rows, columns] = np.random.default_rng(0).integers(0, 256, (1, 2 * (cell // 2), 2 * (cell // 2), 3))
+    around = [slice(centre * cell - cell // 2, centre * cell + cell // 2) for centre in (12, 4)]
+    pixels = spot[:, around[0], around[1]]
+    pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape)
     change = np.abs(np.subtract(*(detector.model(x, training=False)["box_deltas"] for x in (spot, image))))[0]
-    cells = sizes[0]
-    level = (
-        change[: cells[0] * cells[1] * 4].sum(axis=1) ** 2
-    )  # the networks of large fields move everywhere a little
+    rows, columns = detector.map_sizes[0]
+    # Squares: networks with large receptive fields move everywhere a little.
+    level = np.square(change[: rows * columns * 4].sum(axis=1))
     anchors = detector.anchors[: len(level)]
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     middle = (centres * level[:, None]).sum(axis=0) / level.sum()

@@ -241,3 +241,37 @@ def test_functions_get_the_options_that_they_name():
     assert registry.get_backbone("optional").options == ("width", "layout")
     feature_extractor(make_config("optional", 64, model__layout="other", model__width=0.5).model)
     assert seen == [("other", 0.5)]
+
+
+@pytest.mark.usefixtures("fresh_registry")
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        (("flat",), r"backbone 'small': layer 'flat' gives no map of rows and columns"),
+        (("fine", "1"), r"backbone 'small': a layer is tapped twice: fine, 1"),
+        (("--5",), r"backbone 'small' has no layer '--5'"),
+        (("²",), r"backbone 'small' has no layer '²'"),
+    ],
+)
+def test_taps_that_are_no_maps_or_no_layers(taps, message):
+    def with_classifier(image_shape, weights):
+        model = small_network(image_shape, weights)
+        return keras.Model(model.inputs[0], keras.layers.Flatten(name="flat")(model.outputs[0]))
+
+    registry.register_backbone("small", taps=("fine",))(with_classifier)
+    with pytest.raises(ConfigError, match=message):
+        feature_extractor(make_config("small", 64, model__taps=taps).model)
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_function_that_returns_nothing():
+    registry.register_backbone("empty", taps="fine")(lambda image_shape, weights: None)
+    assert registry.get_backbone("empty").layouts["default"].taps == ("fine",)
+    with pytest.raises(ConfigError, match=r"backbone 'empty': its function returns no keras\.Model, but None"):
+        feature_extractor(make_config("empty", 64).model)
+
+
+def test_application_under_mixed_precision():
+    taps = ("conv_pw_5_relu", "conv_pw_11_relu")
+    config = make_config("MobileNet", 64, model__taps=taps)
+    assert build.build(config, precision="mixed_bfloat16").map_sizes[:2] == ((8, 8), (4, 4))

@@ -17,19 +17,18 @@ SIDE = 160
 
 @pytest.fixture(scope="module", params=[*BACKBONES, OWN])
 def built(request, repository):
-    """(Detector, Config, map sizes) of a backbone, untrained."""
+    """(Detector, Config) of a backbone, untrained."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_BACKBONES", dict(registry._BACKBONES))
         if request.param == OWN:
             plugins.load(repository / "docs" / "my_backbone.py")
         keras.utils.set_random_seed(2)
         config = make_config(request.param, SIDE)
-        yield build.build(config), config, build.build_map_sizes(config)
+        yield build.build(config), config
 
 
 def test_one_row_per_anchor(built):
-    detector, _, sizes = built
-    backbone_harness.check_rows(detector, sizes)
+    backbone_harness.check_rows(built[0])
 
 
 def test_rows_stand_where_their_anchors_stand(built):
@@ -37,14 +36,14 @@ def test_rows_stand_where_their_anchors_stand(built):
 
 
 def test_bfloat16_keeps_the_outputs_float32(built):
-    backbone_harness.check_precision(*built[:2])
+    backbone_harness.check_precision(*built)
 
 
 def test_saved_weights_give_equal_outputs_and_a_second_build_equal_names(built, tmp_path):
-    detector, config, _ = built
+    detector, config = built
     other = backbone_harness.check_saving(detector, config, tmp_path)
     backbone_harness.check_names(detector.model, other, config)
 
 
 def test_every_weight_gets_a_gradient(built):
-    backbone_harness.check_gradients(*built[:2])
+    backbone_harness.check_gradients(*built)

@@ -10,7 +10,6 @@ from ssd_tf.api import build
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import registry
 from ssd_tf.models.detector import all_layers
-from ssd_tf.models.inception import inception_v4
 
 STANDARD = [(35, 384), (17, 1024), (8, 1536), (4, 512), (2, 256), (1, 256)]
 
@@ -109,7 +108,7 @@ def test_seed_layout_of_inception_v4():
 
 def test_inception_v4_has_no_imagenet_weights_of_keras():
     with pytest.raises(ConfigError) as caught:
-        inception_v4((300, 300, 3), "imagenet")
+        build.check(configs.replace(make_config("inception_v4", 300), model__weights="imagenet"))
     assert "timm's inception_v4.tf_in1k" in str(caught.value)
     assert "model.weights=/path/model.safetensors" in str(caught.value)
     assert "model.weights=none" in str(caught.value)

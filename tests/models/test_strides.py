@@ -72,23 +72,33 @@ def test_a_pool_without_its_stride_is_the_identity():
     assert np.array_equal(before, after)
 
 
-def test_second_path_runs_the_same_layers_on_every_second_pixel():
-    config = make_config(
-        "mobilenet_v1", 128, model__width=0.25, model__remove_stride_at=("conv1",), model__dual_path=True,
-        model__taps=PAPER_TAPS, model__levels=2,
-    )  # fmt: skip
-    settings = config.model
-    extractor = feature_extractor(settings)
-    body = extractor.get_layer("backbone")
-    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 128, 128, 3)).astype(np.float32)
-    fine, coarse, low = (np.asarray(output) for output in body(pixels))
-    assert (fine.shape[1], coarse.shape[1], low.shape[1]) == (16, 8, 4)
-    x = body.get_layer("conv1")(pixels)[:, ::2, ::2]
-    names = [layer.name for layer in body.layers]
-    for name in names[names.index("conv1") + 1 : names.index(PAPER_TAPS[1]) + 1]:
-        if not isinstance(body.get_layer(name), (keras.Model, keras.layers.MaxPooling2D)):
-            x = body.get_layer(name)(x)
-    np.testing.assert_allclose(low, x, atol=1e-5)
+@pytest.mark.parametrize("side", [128, 129])
+def test_second_path_is_the_network_with_its_stride(side):
+    """Also on an odd side, where "same" puts the windows of a stride of 2 at the even pixels."""
+    leaves = {"model__width": 0.25, "model__taps": PAPER_TAPS, "model__levels": 2}
+    split = {"model__remove_stride_at": ("conv1",), "model__dual_path": True}
+    plain, double = (
+        feature_extractor(make_config("mobilenet_v1", side, **leaves, **more).model).get_layer("backbone")
+        for more in ({}, split)
+    )
+    assert len(plain.outputs) == 2
+    plain.set_weights(double.get_weights())
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
+    fine, coarse, low = (np.asarray(output) for output in double(pixels))
+    assert [feature.shape[1] for feature in (fine, coarse, low)] == [
+        (side + 7) // 8,
+        (side + 15) // 16,
+        (side + 31) // 32,
+    ]
+    np.testing.assert_allclose(low, plain(pixels)[1], atol=1e-5)
+
+
+def test_second_path_starts_at_the_last_removed_stride_however_they_are_named():
+    sizes = [
+        maps_of(backbone="mobilenet_v1", remove_stride_at=names, dual_path=True, width=0.25)
+        for names in (("conv1", "conv_dw_6"), ("conv_dw_6", "conv1"))
+    ]
+    assert sizes[0] == sizes[1]
 
 
 def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
@@ -115,6 +125,10 @@ def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
         ),
         ({"remove_stride_at": ("conv_1",)}, r"did you mean conv1\?"),
         ({"dual_path": True}, r"model\.dual_path needs model\.remove_stride_at"),
+        (
+            {"remove_stride_at": ("conv_dw_12",), "dual_path": True, "taps": ("conv_pw_5_relu",)},
+            r"model\.dual_path: the last tap does not lie behind 'conv_dw_12' alone",
+        ),
     ],
 )
 def test_what_is_refused(leaves, message):
