@@ -12,7 +12,7 @@ import safetensors
 from safetensors.numpy import save, save_file
 
 from ssd_tf import config as configs
-from ssd_tf.api import build
+from ssd_tf.api import build, weights
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
 from ssd_tf.models import registry
 from ssd_tf.pretrained import importers
@@ -192,10 +192,12 @@ def test_names_that_are_made_to_spoil_the_line(network, path):
     assert line.startswith("weights do not fit: \\x1b[2J\\n\\x1b") and line.endswith("; and 2 more")
 
 
-def test_file_that_is_not_there(network, tmp_path):
-    assert refusal(network, tmp_path / "no.safetensors") == "model.weights: no such file"
+def test_file_that_is_not_there(tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
-    assert refusal(network, tmp_path / "folder.safetensors") == "model.weights: no such file"
+    for name in ("no.safetensors", "folder.safetensors"):
+        overrides = ["model.backbone=inception_v4", f"model.weights={tmp_path / name}"]
+        with pytest.raises(DataError, match=rf"model\.weights: no such file: .*{name}"):
+            weights.load_extractor(configs.load_config(None, overrides).model)
 
 
 def test_file_that_the_system_refuses(network, path, monkeypatch):
@@ -271,7 +273,8 @@ def test_detector_is_built_with_the_file(path):
 @pytest.mark.usefixtures("small_backbone")
 def test_file_is_not_read_where_no_weights_are_wanted(tmp_path):
     config = config_of("small", tmp_path / "no.safetensors", model__image_size=(32, 32), model__levels=2)
-    build.check(config)
+    build.check(config, load_weights=False)
     assert build.build(config, load_weights=False).model
-    with pytest.raises(DataError, match=r"model\.weights: no such file: .*no\.safetensors"):
-        build.build(config)
+    for call in (build.check, build.build):
+        with pytest.raises(DataError, match=r"model\.weights: no such file: .*no\.safetensors"):
+            call(config)
