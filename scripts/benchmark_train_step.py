@@ -16,6 +16,7 @@ from ssd_tf.api import build
 from ssd_tf.data import targets
 from ssd_tf.structures import LabelMap
 from ssd_tf.training import trainer
+from ssd_tf.training.losses import make_losses
 
 _CLASSES = 20
 
@@ -64,7 +65,7 @@ def main():
 
 def _ready(config):
     detector = build.build(config, precision=config.train.precision)
-    trainer.compile_detector(detector.model, build.make_losses(config.loss, detector.anchors), config.train)
+    trainer.compile_detector(detector.model, make_losses(config.loss, detector.anchors), config.train)
     return detector.model, detector.anchors
 
 

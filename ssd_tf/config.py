@@ -336,6 +336,26 @@ def replace(config, **leaves):
     return dataclasses.replace(config, **parts)
 
 
+def override(config, overrides, section):
+    """Returns a copy of a finished Config with some leaves of one section changed.
+
+    Args:
+      config: Config.
+      overrides: "section.key=value" texts.
+      section: the section that may change.
+
+    Raises:
+      ConfigError: another section, unknown key, wrong type or value; names the key.
+    """
+    changes = {}
+    for text in overrides:
+        key, value = _parse_override(text)
+        if not key.startswith(f"{section}."):
+            raise ConfigError(f"--set {key}: of a finished run only {section}. keys can be changed")
+        changes[key.replace(".", "__")] = settings.check(key, _leaves()[key], value)
+    return replace(config, **changes)
+
+
 def resolve_steps(config, num_examples):
     """Returns `config` with train.steps set and train.epochs spent.
 

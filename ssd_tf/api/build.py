@@ -1,7 +1,6 @@
 """Config to network, anchors and losses: where the rooms meet. Needs Keras, not TensorFlow."""
 
 import contextlib
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -61,15 +60,9 @@ def build(config, load_weights=True, precision="float32"):
             config.model.heads,
             config.model.neck_channels,
             config.loss.has_background,
-            _class_bias(config.loss),
+            losses.initial_logit(config.loss),
         )
     return Detector(model, _anchors(config, spec, sizes), sizes)
-
-
-def _class_bias(settings):
-    """What class heads start from: under focal loss every score is the prior (RetinaNet paper, section 4.1)."""
-    prior = settings.focal_prior
-    return -math.log((1 - prior) / prior) if settings.classification == "focal" else 0.0
 
 
 def check(config, load_weights=True):
@@ -118,21 +111,6 @@ def build_map_sizes(config):
 def map_sizes(extractor):
     """Returns the (rows, columns) of each feature map of a built extractor."""
     return tuple(tuple(output.shape[1:3]) for output in extractor.outputs)
-
-
-def make_losses(settings, anchors):
-    """Returns the losses of config.LossConfig by output name, for Model.compile; `anchors` as in Detector."""
-    return {
-        "class_logits": losses.ClassLoss(
-            settings.negative_ratio,
-            settings.min_negatives,
-            settings.classification,
-            settings.label_smoothing,
-            settings.focal_alpha,
-            settings.focal_gamma,
-        ),
-        "box_deltas": losses.BoxLoss(settings.box_weight, settings.box, anchors),
-    }
 
 
 def _anchor_spec(config, sizes):

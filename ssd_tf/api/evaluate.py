@@ -22,6 +22,7 @@ def evaluate(
     results=None,
     detections=None,
     batch_size=8,
+    overrides=(),
     write_line=None,
     progress=None,
 ):
@@ -35,6 +36,7 @@ def evaluate(
       results: COCO results file to write the detections to, or None.
       detections: COCO results file to score instead of a run.
       batch_size: images a batch.
+      overrides: "postprocess.key=value" texts that replace the run's settings.
       write_line: function (text) that gets the table and the checkpoint's name, or None.
       progress: function (done, total), or None.
 
@@ -53,7 +55,7 @@ def evaluate(
     if detections:
         found = read_detections(detections, records.label_map)
     else:
-        predictor = predict.load(run_dir, checkpoint, write_line)
+        predictor = predict.load(run_dir, checkpoint, write_line, overrides)
         predictor.label_map.check_same(records.label_map, "run has", "shards have")
         found, speed = detect(predictor, records, batch_size, progress)
     result = score(truths, found, records.label_map, metric)

@@ -3,6 +3,7 @@
 import collections
 from pathlib import Path
 
+from ssd_tf import config as configs
 from ssd_tf import fileio, runs
 from ssd_tf.api import build
 from ssd_tf.errors import ConfigError, DataError, shown
@@ -13,21 +14,23 @@ from ssd_tf.training import checkpoint as checkpoints
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
-def load(run_dir, checkpoint="latest", write_line=None):
+def load(run_dir, checkpoint="latest", write_line=None, overrides=()):
     """Loads a run as a Predictor.
 
     Args:
       run_dir: run directory.
       checkpoint: "latest", "best" or "step-N".
       write_line: function (text) that is told which checkpoint was taken, or None.
+      overrides: "postprocess.key=value" texts that replace the run's settings.
 
     Returns:
       inference.predictor.Predictor.
 
     Raises:
-      DataError: not a run, no such checkpoint, or it is damaged.
+      DataError: not a run, no such checkpoint, or it is damaged. ConfigError: an override that cannot be.
     """
     run = runs.open_run(run_dir)
+    config = configs.override(run.config, overrides, "postprocess")
     found = runs.find_checkpoint(run.path, checkpoint)
     if found is None:
         raise DataError(f"{shown(run_dir)} has no checkpoint")
@@ -35,12 +38,21 @@ def load(run_dir, checkpoint="latest", write_line=None):
         for name in found.skipped:
             write_line(f"checkpoint {name} incomplete, using {found.path.name}")
         write_line(f"{shown(run.path)}: {found.path.name}, {run.config.model.backbone}")
-    detector = build.build(run.config, load_weights=False)
+    detector = build.build(config, load_weights=False)
     checkpoints.load_weights(found, detector.model)
-    return Predictor(detector.model, detector.anchors, run.config, run.label_map)
+    return Predictor(detector.model, detector.anchors, config, run.label_map)
 
 
-def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, write_line=None, progress=None):
+def demo(
+    run_dir,
+    input,
+    output=None,
+    checkpoint="latest",
+    score_threshold=0.5,
+    overrides=(),
+    write_line=None,
+    progress=None,
+):
     """Detects in an image or a folder of images, and writes them with boxes drawn.
 
     Args:
@@ -49,6 +61,7 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
       output: picture to write (folder for a folder); by default INPUT_detected beside the input.
       checkpoint: "latest", "best" or "step-N".
       score_threshold: draw detections from this score on.
+      overrides: "postprocess.key=value" texts that replace the run's settings.
       write_line: function (text) that is told which checkpoint was taken, or None.
       progress: function (done, total), or None.
 
@@ -60,7 +73,7 @@ def demo(run_dir, input, output=None, checkpoint="latest", score_threshold=0.5, 
     pairs = _outputs(Path(input), Path(output) if output else None)
     for _, target in pairs:
         drawing.check_format(target)
-    predictor = load(run_dir, checkpoint, write_line)
+    predictor = load(run_dir, checkpoint, write_line, overrides)
     rows, skipped = [], []
     for done, (source, target) in enumerate(pairs, 1):
         try:

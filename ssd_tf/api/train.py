@@ -12,6 +12,7 @@ from ssd_tf.data import anchor_fit, pipeline
 from ssd_tf.errors import ConfigError
 from ssd_tf.records import reader
 from ssd_tf.training import devices, trainer
+from ssd_tf.training.losses import make_losses
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             detector = build.build(config, load_weights=last is None, precision=config.train.precision)
-        losses = build.make_losses(config.loss, detector.anchors)
+        losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train, deterministic)
         lines = [*_start_lines(config, detector.model, records), *(str(w.message) for w in caught), *beyond_reach]
         if deterministic and config.train.jit_compile:

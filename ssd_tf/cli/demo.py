@@ -16,6 +16,7 @@ def define(values):
     flags.DEFINE_string("output", None, "Picture (folder for a folder); by default INPUT_detected.", **text)
     flags.DEFINE_string("checkpoint", "latest", "latest, best or step-N.", **text)
     flags.DEFINE_float("score_threshold", 0.5, "Draw detections from this score on.", 0.0, 1.0, **text)
+    runner.define_overrides(values, "the run's postprocess section")
     runner.define_plugin(values)
 
 
@@ -26,6 +27,7 @@ def prepare(values):
     names = ("run_dir", "input", "output", "checkpoint", "score_threshold")
     return {
         **{name: values[name].value for name in names},
+        "overrides": values.set,
         "write_line": print,
         "progress": runner.progress_printer("images"),
     }

@@ -156,6 +156,13 @@ def _sigterm_as_error():
         signal.signal(signal.SIGTERM, before)
 
 
+def define_overrides(values, text):
+    """Defines --set; `text` says which keys it takes."""
+    flags.DEFINE_multi_string(
+        "set", [], f"section.key=value: changes a key of {text}; repeatable.", flag_values=values
+    )
+
+
 def define_plugin(values):
     """Defines --plugin, the one way by which a command runs a user's own code."""
     flags.DEFINE_string("plugin", None, "Python file of your own that registers backbones.", flag_values=values)

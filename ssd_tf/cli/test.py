@@ -19,6 +19,7 @@ def define(values):
     flags.DEFINE_string("checkpoint", "latest", "latest, best or step-N.", **text)
     flags.DEFINE_string("results", None, "COCO results file to write the detections to.", **text)
     flags.DEFINE_integer("batch_size", 8, "Images a batch.", lower_bound=1, **text)
+    runner.define_overrides(values, "the run's postprocess section")
     runner.define_plugin(values)
 
 
@@ -32,6 +33,7 @@ def prepare(values):
     names = ("run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size")
     return {
         **{name: values[name].value for name in names},
+        "overrides": values.set,
         "write_line": print,
         "progress": runner.progress_printer("images"),
     }

@@ -15,7 +15,7 @@ def define(values):
     flags.DEFINE_string("train", None, "Records to train on; several separated by commas.", **text)
     flags.DEFINE_string("val", None, "Records to validate on while training.", **text)
     flags.DEFINE_string("run_dir", None, "Directory of the run; the same command continues it.", **text)
-    flags.DEFINE_multi_string("set", [], "section.key=value: changes a key of the recipe; repeatable.", **text)
+    runner.define_overrides(values, "the recipe")
     flags.DEFINE_bool(
         "skip_corrupt_records", False, "Leave out what follows a damaged record in its shard.", **text
     )

@@ -6,6 +6,7 @@ an image's own loss does not depend on its neighbours and the step does not depe
 """
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -14,6 +15,35 @@ from keras import ops
 from ssd_tf.boxes import coder
 from ssd_tf.boxes import ops as box_ops
 from ssd_tf.errors import ConfigError
+
+
+def make_losses(settings, anchors):
+    """Makes the losses of a recipe.
+
+    Args:
+      settings: config.LossConfig.
+      anchors: float32 [A, 4], yxyx normalised.
+
+    Returns:
+      {output name: keras.losses.Loss}, for Model.compile.
+    """
+    return {
+        "class_logits": ClassLoss(
+            settings.negative_ratio,
+            settings.min_negatives,
+            settings.classification,
+            settings.label_smoothing,
+            settings.focal_alpha,
+            settings.focal_gamma,
+        ),
+        "box_deltas": BoxLoss(settings.box_weight, settings.box, anchors),
+    }
+
+
+def initial_logit(settings):
+    """Returns what class logits start from: under focal loss every score is the prior (arXiv 1708.02002, 4.1)."""
+    prior = settings.focal_prior
+    return -math.log((1 - prior) / prior) if settings.classification == "focal" else 0.0
 
 
 def log_softmax_losses(logits, labels, smoothing=0.0):

@@ -29,8 +29,8 @@ FLAGS = {
         *("config", "train", "val", "run_dir", "set", "list_recipes", "deterministic", "check_anchors"),
         *("skip_corrupt_records", "list_backbones", "plugin"),
     },
-    "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size", "plugin"},
-    "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold", "plugin"},
+    "test": {"run_dir", "detections", "data", "metric", "checkpoint", "results", "batch_size", "plugin", "set"},
+    "demo": {"run_dir", "input", "output", "checkpoint", "score_threshold", "plugin", "set"},
     "synthesize": {
         *("output", "num_images", "image_size", "classes", "seed", "overwrite", "objects", "backgrounds"),
         *("scale", "num_objects", "max_tilt", "mirror"),
@@ -558,3 +558,32 @@ def test_default_output_takes_the_whole_name_of_a_folder(tmp_path, name, folder,
     (tmp_path / name).mkdir() if folder else (tmp_path / name).touch()
     assert convert.default_output(tmp_path / name) == Path("tfrecords") / output
     assert convert.default_output(tmp_path / name, "val") == Path("tfrecords") / f"{output}_val"
+
+
+def test_suppression_of_a_finished_run_can_be_changed(path, tmp_path):
+    found = ssd_tf.load(path.run, overrides=["postprocess.nms=soft_gaussian", "postprocess.max_detections=7"])
+    settings = found.config.postprocess
+    assert (settings.nms, settings.max_detections, settings.nms_iou) == ("soft_gaussian", 7, 0.45)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert len(found(image)) <= 7 < len(ssd_tf.load(path.run, overrides=["postprocess.score_threshold=0"])(image))
+    flags = (f"--run_dir={path.run}", f"--data={path.records}", f"--results={tmp_path}/found.json")
+    assert call("test", *flags, "--set=postprocess.max_detections=1")[0] == 0
+    assert len(json.loads((tmp_path / "found.json").read_text())) <= 24  # images
+
+
+@pytest.mark.parametrize("module", ["test", "demo"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps=9", "--set train.steps: of a finished run only postprocess. keys can be changed"),
+        ("postprocess.nms=sotf_linear", "did you mean soft_linear?"),
+        ("postprocess.nsm=hard", "did you mean postprocess.nms?"),
+        ("postprocess.nms_iou=2", "postprocess.nms_iou: 2.0 is outside 0.0..1.0"),
+    ],
+)
+def test_what_else_of_a_finished_run_cannot(module, text, message, path, tmp_path):
+    flags = {"test": [f"--data={path.records}"], "demo": [f"--input={path.shapes / 'images' / '000001.jpg'}"]}
+    code, out, err = call(module, f"--run_dir={path.run}", *flags[module], f"--set={text}")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -23,6 +23,7 @@ from ssd_tf.api import build
 from ssd_tf.errors import DataError
 from ssd_tf.structures import LabelMap
 from ssd_tf.training import checkpoint, trainer
+from ssd_tf.training.losses import make_losses
 
 LIMIT = 200 << 20
 OVERRIDES = ["model.backbone=tiny_ssd", "model.weights=none", "model.image_size=96", "model.num_classes=2"]
@@ -49,7 +50,7 @@ def pristine(tmp_path_factory):
 
 def compiled():
     detector = build.build(CONFIG)
-    losses = build.make_losses(CONFIG.loss, detector.anchors)
+    losses = make_losses(CONFIG.loss, detector.anchors)
     trainer.compile_detector(detector.model, losses, CONFIG.train)
     detector.model.optimizer.build(detector.model.trainable_variables)
     return detector.model

@@ -14,6 +14,7 @@ from ssd_tf.models.extractor import feature_extractor
 from ssd_tf.models.mobilenet import mobilenet_v1, mobilenet_v2
 from ssd_tf.models.vgg import decimate, vgg16
 from ssd_tf.training import trainer
+from ssd_tf.training.losses import make_losses
 
 STANDARD = {300: (38, 19, 10, 5, 3, 1), 320: (40, 20, 10, 5, 3, 1), 512: (64, 32, 16, 8, 4, 2, 1)}
 SIZES = {
@@ -81,7 +82,7 @@ def test_frozen_batch_norms_stay_as_they_are(backbone, side, frozen):
     leaves = {"train__steps": 10, "train__warmup": 0.0, "train__freeze_batch_norm": frozen}
     config = make_config(backbone, side, model__extras_norm="bn", **leaves)
     detector = build.build(config)
-    trainer.compile_detector(detector.model, build.make_losses(config.loss, detector.anchors), config.train)
+    trainer.compile_detector(detector.model, make_losses(config.loss, detector.anchors), config.train)
     detector.model.run_eagerly = True  # one step: tracing would take longer
     norms = batch_norms(detector.model)
     before = [layer.get_weights() for layer in norms]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ssd_tf.api import build
 from ssd_tf.boxes import coder, matcher, ops
 from ssd_tf.config import LossConfig
 from ssd_tf.errors import ConfigError
@@ -16,6 +15,7 @@ from ssd_tf.training.losses import (
     ClassLoss,
     focal_losses,
     log_softmax_losses,
+    make_losses,
     mine_negatives,
     sigmoid_losses,
 )
@@ -481,11 +481,11 @@ def test_losses_refuse_what_they_are_not(make, named):
 
 
 def test_config_chooses_the_losses():
-    made = build.make_losses(LossConfig(), ANCHORS)
+    made = make_losses(LossConfig(), ANCHORS)
     assert made["class_logits"].get_config() == ClassLoss().get_config()
     assert made["box_deltas"].get_config() == BoxLoss().get_config()  # the anchors are not kept
     settings = LossConfig("focal", 0.75, 1.5, 0.02, 0.1, "diou", 2.0, 4, 5.0)
-    made = build.make_losses(settings, ANCHORS)
+    made = make_losses(settings, ANCHORS)
     assert made["class_logits"].get_config() == ClassLoss(2.0, 4, "focal", 0.1, 0.75, 1.5).get_config()
     assert made["box_deltas"].get_config() == BoxLoss(5.0, "diou", ANCHORS).get_config()
 

@@ -20,6 +20,7 @@ from ssd_tf.fileio import directory_lock
 from ssd_tf.records import reader
 from ssd_tf.structures import LabelMap
 from ssd_tf.training import callbacks, trainer
+from ssd_tf.training.losses import make_losses
 
 RECIPE = """
 [model]
@@ -205,7 +206,7 @@ def prepare(recipe, drawn_records, run_dir, *overrides):
 
     def go_on(validate=None, write_line=lambda _: None, hooks=()):
         detector = build.build(config)
-        losses = build.make_losses(config.loss, detector.anchors)
+        losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train)
         return trainer.train(
             detector.model,
@@ -354,6 +355,6 @@ def test_xla_is_left_out_of_deterministic_training(small_backbone):
     config = configs.replace(config, train__jit_compile=True, train__steps=2, model__image_size=(64, 64))
     for deterministic in (False, True):
         detector = build.build(config)
-        losses = build.make_losses(config.loss, detector.anchors)
+        losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train, deterministic)
         assert detector.model.jit_compile is not deterministic
