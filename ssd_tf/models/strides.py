@@ -80,7 +80,6 @@ def at_half_resolution(model, names, output):
     except ValueError:
         last = names[chosen.index(max(chosen, key=model.layers.index))]
         raise ConfigError(f"model.dual_path: the last tap does not lie behind {last!r} alone") from None
-    half = keras.Input(subsampled.shape[1:])
-    rest = keras.models.clone_model(rest, half, clone_function=lambda layer: layer)  # the layers are shared
-    rest.name = "dual_path"
-    return rest(subsampled)
+    of_any_size = keras.Input((None, None, split.shape[-1]))
+    rest = keras.models.clone_model(rest, of_any_size, clone_function=lambda layer: layer)  # the layers are shared
+    return rest.call(subsampled)  # layer by layer: a model inside that shares layers cannot be saved as a whole

@@ -114,6 +114,10 @@ def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
     model.save_weights(tmp_path / "a.weights.h5")
     other.load_weights(tmp_path / "a.weights.h5")
     assert np.array_equal(model(image)["class_logits"], other(image)["class_logits"])
+    model.save(tmp_path / "a.keras")
+    whole = keras.saving.load_model(tmp_path / "a.keras")
+    assert np.array_equal(model(image)["class_logits"], whole(image)["class_logits"])
+    assert len(whole.weights) == len(model.weights)
 
 
 @pytest.mark.parametrize(
