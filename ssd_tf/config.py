@@ -175,13 +175,13 @@ class PostprocessConfig:
     `class_agnostic` lets boxes of different classes suppress each other.
     """
 
-    nms: str = setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"))
-    soft_nms_sigma: float = setting(0.5, low=1e-3, high=100.0)
-    class_agnostic: bool = False
-    score_threshold: float = setting(0.01, low=0.0, high=1.0)
-    nms_iou: float = setting(0.45, low=0.0, high=1.0)
-    topk_candidates: int = setting(400, low=1, high=100_000)
-    max_detections: int = setting(200, low=1, high=100_000)
+    nms: str = setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"), resumable=True)
+    soft_nms_sigma: float = setting(0.5, low=1e-3, high=100.0, resumable=True)
+    class_agnostic: bool = setting(False, resumable=True)
+    score_threshold: float = setting(0.01, low=0.0, high=1.0, resumable=True)
+    nms_iou: float = setting(0.45, low=0.0, high=1.0, resumable=True)
+    topk_candidates: int = setting(400, low=1, high=100_000, resumable=True)
+    max_detections: int = setting(200, low=1, high=100_000, resumable=True)
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,8 @@ def load_config(recipe=None, overrides=()):
     Raises:
       ConfigError: unknown recipe or key, wrong type, value out of range; the message names the key.
     """
+    if isinstance(overrides, (str, dict)):
+        raise ConfigError('overrides are a list of "section.key=value" texts')
     values = _read_recipe(recipe) if recipe else {}
     _check_leaves(values, recipe)
     clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
@@ -254,8 +256,13 @@ def list_recipes():
     return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
 
 
-def describe_recipe(name):
-    """Returns one line on a recipe of the package: its header up to the first full stop, colon or bracket."""
+def describe_recipes():
+    """Returns a list of dicts, one a recipe of the package: name and summary."""
+    return [{"name": name, "summary": _describe_recipe(name)} for name in list_recipes()]
+
+
+def _describe_recipe(name):
+    """One line on a recipe: its header up to the first full stop, colon or bracket."""
     text = (_recipe_folder() / f"{name}.toml").read_text("utf-8")
     header = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
     return re.split(r"[.:;] | \(", " ".join(line[2:] for line in header) + " ")[0]

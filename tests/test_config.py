@@ -246,6 +246,7 @@ def test_no_clock_is_an_error_naming_the_key():
 
 
 RESUMABLE = {"train.steps", "train.checkpoint_steps", "train.keep_last"}
+RESUMABLE |= {key for key in LEAVES if key.startswith("postprocess.")}
 RESUMABLE |= {"train.validation_steps", "train.validation_metric", "train.log_steps"}
 
 

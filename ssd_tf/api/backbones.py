@@ -6,7 +6,7 @@ from ssd_tf.models import detector, registry
 
 
 def describe():
-    """Returns a dict for each registered backbone: name, layouts, options (settings that its function takes),
+    """Returns a dict for each registered backbone: name, layouts, options (other settings that it takes),
     taps, preprocessing, summary.
     """
     found = [registry.get_backbone(name) for name in registry.list_backbones()]
@@ -14,7 +14,7 @@ def describe():
         {
             "name": backbone.name,
             "layouts": [*backbone.layouts],
-            "options": [*backbone.options],
+            "options": [name for name in backbone.options if name != "layout"],
             "taps": [*backbone.layouts["default"].taps],
             "preprocessing": backbone.preprocessing,
             "summary": backbone.summary,

@@ -29,7 +29,8 @@ def load(path):
     except SsdError as error:
         raise ConfigError(f"--plugin: {shown(path)}: {error}") from error
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
         raise ConfigError(f"--plugin: {shown(path)}, line {_line(error, path)}: {reason}") from error
     if registry.list_backbones() == before:
         raise ConfigError(f"--plugin: {shown(path)} registers no backbone (ssd_tf.register_backbone does)")

@@ -7,9 +7,8 @@ import keras
 
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
-from ssd_tf.api import build, reports
+from ssd_tf.api import build, dataset, reports
 from ssd_tf.data import anchor_fit, pipeline
-from ssd_tf.errors import ConfigError
 from ssd_tf.records import reader
 from ssd_tf.training import devices, trainer
 from ssd_tf.training.losses import make_losses
@@ -96,10 +95,7 @@ def train(
 
 def resolve(config, records):
     """Returns `config` with what the records decide: number of classes, steps."""
-    classes = len(records.label_map)
-    if config.model.num_classes not in (0, classes):
-        raise ConfigError(f"model.num_classes is {config.model.num_classes}, the records have {classes} classes")
-    return configs.resolve_steps(configs.replace(config, model__num_classes=classes), records.num_examples)
+    return configs.resolve_steps(dataset.with_classes(config, records), records.num_examples)
 
 
 def _start_lines(config, model, records):

@@ -30,8 +30,7 @@ class Command:
       name: as typed in a shell.
       summary: what it does; the first lines of its help.
       define: function (FlagValues) that defines its flags.
-      prepare: function (FlagValues) -> keyword arguments of the call, or a text that is all there is to say;
-        checks the flags; imports nothing heavy.
+      prepare: function (FlagValues) -> keyword arguments of the call; checks the flags; imports nothing heavy.
       call: "module:function" of the api.
       show: function (result dict) -> text for people.
       queries: {flag: ("module:function", show)}: questions that a flag asks instead of running the command.
@@ -78,11 +77,8 @@ def _run(command, values, argv):
         return 0
     query = next((name for name in command.queries if values[name].value), None)
     arguments = {} if query else command.prepare(values)
-    if isinstance(arguments, str):
-        print(arguments)
-        return 0
-    if "plugin" in values and values.plugin:
-        _load("ssd_tf.api.plugins:load")(values.plugin)
+    for file in values.plugin if "plugin" in values else ():
+        _load("ssd_tf.api.plugins:load")(file)
     call, show = command.queries[query] if query else (command.call, command.show)
     result = _load(call)(**arguments)
     print(show(result))
@@ -165,7 +161,8 @@ def define_overrides(values, text):
 
 def define_plugin(values):
     """Defines --plugin, the one way by which a command runs a user's own code."""
-    flags.DEFINE_string("plugin", None, "Python file of your own that registers backbones.", flag_values=values)
+    text = "Python file of your own that registers backbones; repeatable."
+    flags.DEFINE_multi_string("plugin", [], text, flag_values=values)
 
 
 def required(values, *names):

@@ -28,8 +28,6 @@ def define(values):
 
 def prepare(values):
     """Turns flags into the arguments of api.train.train."""
-    if values.list_recipes:
-        return _columns((name, config.describe_recipe(name)) for name in config.list_recipes())
     runner.required(values, "train", "run_dir")
     return {
         "config": config.load_config(values.config, values.set),
@@ -43,22 +41,24 @@ def prepare(values):
     }
 
 
-def _columns(rows):
-    """Pairs of texts as aligned lines."""
-    rows = list(rows)
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+def _show_entries(found):
+    """Names and summaries as aligned lines."""
+    width = max(len(entry["name"]) for entry in found)
+    return "\n".join(f"{entry['name']:<{width}}  {entry['summary']}" for entry in found)
 
 
 def _show_backbones(found):
-    return _columns((entry["name"], entry["summary"] + _show_options(entry)) for entry in found)
+    lines = _show_entries([{**entry, "summary": entry["summary"] + _show_options(entry)} for entry in found])
+    return (
+        f"{lines}\nAny other model of keras.applications with --set model.taps=..., your own with --plugin=FILE."
+    )
 
 
 def _show_options(entry):
     options = [f"model.{name}" for name in entry["options"]]
     others = [name for name in entry["layouts"] if name != "default"]
     if others:
-        options = [*(name for name in options if name != "model.layout"), f"model.layout={'|'.join(others)}"]
+        options.append(f"model.layout={'|'.join(others)}")
     return f" [{', '.join(options)}]" if options else ""
 
 
@@ -81,7 +81,10 @@ COMMAND = runner.Command(
     prepare=prepare,
     call="ssd_tf.api.train:train",
     show=show,
-    queries={"list_backbones": ("ssd_tf.api.backbones:describe", _show_backbones)},
+    queries={
+        "list_backbones": ("ssd_tf.api.backbones:describe", _show_backbones),
+        "list_recipes": ("ssd_tf.config:describe_recipes", _show_entries),
+    },
 )
 
 

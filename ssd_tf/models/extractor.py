@@ -1,13 +1,15 @@
 """From a recipe to feature maps: preprocessing, backbone, taps, neck and auxiliary layers."""
 
 import contextlib
+import inspect
 import itertools
 import re
+import traceback
 from pathlib import Path
 
 import keras
 
-from ssd_tf.errors import ConfigError, DataError, SsdError, shown
+from ssd_tf.errors import ConfigError, DataError, SsdError, shown, suggest
 from ssd_tf.models import layers, lookup, necks, registry, strides
 
 
@@ -32,8 +34,8 @@ def feature_extractor(settings, load_weights=True):
     if not layout.taps:
         candidates = lookup.widest_layers(_build_backbone(backbone, settings, None))
         raise ConfigError(
-            f"{backbone.name} is a model of keras.applications: name its layers to tap, fine to coarse, such as "
-            f"model.taps={','.join(candidates)}"
+            f"{backbone.name} comes without taps: name the layers to tap, fine to coarse, for example "
+            f"model.taps={','.join(dict.fromkeys(candidates))}"
         )
     image = keras.Input((*settings.image_size, 3), dtype="uint8", name="image")
     mode = backbone.preprocessing if settings.preprocessing == "auto" else settings.preprocessing
@@ -64,7 +66,8 @@ def check_weights(settings):
             f"model.weights: there are no ImageNet weights for {settings.backbone} to fetch: {instead}"
         )
     if settings.weights not in ("none", "imagenet") and not Path(settings.weights).is_file():
-        raise DataError(f"model.weights: no such file: {shown(settings.weights)}")
+        near = suggest(settings.weights, ("none", "imagenet"))
+        raise DataError(f"model.weights: no such file: {shown(settings.weights)}{near}")
 
 
 def _build_backbone(backbone, settings, weights):
@@ -72,15 +75,21 @@ def _build_backbone(backbone, settings, weights):
     if settings.width != 1 and "width" not in backbone.options:
         raise ConfigError(f"model.width: {backbone.name} has no width multiplier")
     options = {name: getattr(settings, name) for name in backbone.options}
-    with _building(backbone.name, settings.image_size, weights):
+    with _building(backbone.name, settings.image_size, weights, backbone.build):
         model = backbone.build((*settings.image_size, 3), weights, **options)
-        if not isinstance(model, keras.Model):
-            raise ConfigError(
-                f"backbone {backbone.name!r}: its function returns no keras.Model, but {model!r:.60}"
-            )
+        _check_model(model, backbone.name, settings.image_size)
         if settings.remove_stride_at:
             model = strides.remove_strides(model, settings.remove_stride_at)
     return model
+
+
+def _check_model(model, name, image_size):
+    if not isinstance(model, keras.Model):
+        raise ConfigError(f"backbone {name!r}: its function returns a {type(model).__name__}, not a keras.Model")
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if len(shapes) != 1 or any(side not in (None, wanted) for side, wanted in zip(shapes[0], (*image_size, 3))):
+        taken = " and ".join(map(str, shapes))
+        raise ConfigError(f"backbone {name!r}: its model takes {taken}, not image_shape {(*image_size, 3)} alone")
 
 
 def _tapped(model, layout, settings):
@@ -107,14 +116,14 @@ def _find_map(model, tap, where):
 
 
 @contextlib.contextmanager
-def _building(name, image_size, weights):
-    """Turns Keras' errors about sizes and files into ours."""
+def _building(name, image_size, weights, build):
+    """Turns Keras' errors about sizes and files into ours; `build` is the function that is called."""
     try:
         yield
     except SsdError:
         raise
     except Exception as error:  # Keras raises ValueError, OSError, KeyError and bare Exception here
-        reason = _reason(error)
+        reason = _reason(error) + _place(error, build)
         if weights == "imagenet":
             raise ConfigError(
                 f"model.weights=imagenet does not work for {name} ({reason}); set a weights file or none"
@@ -122,6 +131,13 @@ def _building(name, image_size, weights):
         if weights is not None:
             raise DataError(f"{shown(weights)} does not fit {name}: {reason}") from error
         raise ConfigError(f"{name} cannot be built at {image_size[0]}x{image_size[1]}: {reason}") from error
+
+
+def _place(error, build):
+    """Where in a user's own file the error arose, as text; empty where the function is one of ours."""
+    file = inspect.getsourcefile(build)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines and not build.__module__.startswith("ssd_tf.") else ""
 
 
 def _reason(error):

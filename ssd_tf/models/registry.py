@@ -85,14 +85,19 @@ def register_backbone(name, taps, preprocessing="none", extras=None, layouts=Non
       called neck_, extra_ or head_... count to those groups, all others to the backbone (layer_group).
 
     Raises:
-      ConfigError: the name is taken, or the preprocessing unknown.
+      ConfigError: the name is taken or no text, the preprocessing unknown, or the extras are none.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"the name of a backbone is a text, not {name!r}")
     if name in _BACKBONES:
         raise ConfigError(f"backbone {name!r} is registered already")
     if preprocessing not in layers.PREPROCESSING:
         raise ConfigError(
-            f"backbone {name!r}: preprocessing {preprocessing!r} is none of {[*layers.PREPROCESSING]}"
+            f"backbone {name!r}: preprocessing {preprocessing!r} is none of {', '.join(layers.PREPROCESSING)}"
+            f"{suggest(preprocessing, layers.PREPROCESSING)}"
         )
+    if extras is not None and not all(isinstance(extra, layers.Extra) for extra in extras):
+        raise ConfigError(f"backbone {name!r}: extras are a tuple of ssd_tf.models.layers.Extra, or None")
     taps = (taps,) if isinstance(taps, str) else tuple(taps)
     layouts = {"default": Layout(taps, extras), **(layouts or {})}
 
@@ -118,9 +123,10 @@ def get_backbone(name):
         return _BACKBONES[name]
     if name in _list_applications():
         return _application_backbone(name)
+    near = suggest(name, [*_BACKBONES, *_list_applications()])
     raise ConfigError(
-        f"unknown backbone {name!r}{suggest(name, [*_BACKBONES, *_list_applications()])}; "
-        f"there are: {', '.join(list_backbones())}, any model of keras.applications, with --plugin=FILE your own"
+        f"unknown backbone {name!r}{near}; there are: {', '.join(list_backbones())}, any model of "
+        "keras.applications, and your own: --plugin=FILE, or in Python import the file"
     )
 
 

@@ -24,9 +24,9 @@ def remove_strides(model, names):
       keras.Model with layers of the same names and equal weights.
 
     Raises:
-      ConfigError: a layer that is not there or has no stride.
+      ConfigError: a layer that is not there or has no stride, or a branch beside it that keeps its stride.
     """
-    chosen = [lookup.find_layer(model, name, "model.remove_stride_at:") for name in names]
+    chosen = [lookup.find_layer(model, name, f"model.remove_stride_at: {model.name}") for name in names]
     for name, layer in zip(names, chosen):
         if _stride(layer) == 1:
             strided = [lookup.name_of(model, other) for other in model.layers if _stride(other) > 1]
@@ -42,7 +42,13 @@ def remove_strides(model, names):
             config["strides"] = (1, 1)
         return type(layer).from_config(config)
 
-    clone = keras.models.clone_model(model, clone_function=copy)
+    try:
+        clone = keras.models.clone_model(model, clone_function=copy)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.remove_stride_at: a branch beside {', '.join(names)} keeps its stride; name its layer too "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
     copy_by_position(model, clone)
     return clone
 

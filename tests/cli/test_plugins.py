@@ -35,7 +35,8 @@ def call(module, *argv):
 def test_list_backbones():
     code, out, err = call("train", "--list_backbones", "--json")
     assert (code, err) == (0, "")
-    *lines, last = out.splitlines()
+    *lines, others, last = out.splitlines()
+    assert others.startswith("Any other model of keras.applications with --set model.taps=")
     names = registry.list_backbones()
     assert [line.split(maxsplit=1)[0] for line in lines] == names
     assert all(10 < len(line.split(maxsplit=1)[1]) <= 110 for line in lines)
@@ -101,8 +102,64 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_weights_that_a_plugin_cannot_read_are_one_line(repository):
     plugins.load(repository / "docs" / "my_backbone.py")
     config = configs.load_config(None, ["model.backbone=my_net", "model.num_classes=2"])
-    with pytest.raises(
-        ConfigError, match=r"model\.weights=imagenet does not work for my_net \(.*\); set a weights file or none"
-    ):
-        build.build(config)
+    with pytest.raises(ConfigError, match=r"no ImageNet weights for my_net to fetch: set model\.weights=none"):
+        build.check(config)
     assert isinstance(build.build(config, load_weights=False).model, keras.Model)
+
+
+OWN = """import keras
+import ssd_tf
+
+
+@ssd_tf.register_backbone("own", taps="last")
+def own(image_shape, weights):
+    {line}
+    return keras.Model(image, keras.layers.Conv2D(4, 3, strides=2, name="last")(image))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "image = keras.Input((64, 64, 3))",
+            r"'own': its model takes \(64, 64, 3\), not image_shape \(96, 96, 3\)",
+        ),
+        ("image = keras.Input((96, 96, 1))", r"its model takes \(96, 96, 1\), not image_shape"),
+        (
+            "image = keras.Input(shape)",
+            r"own cannot be built .* 'shape' is not defined \(.*own\.py, line 7\)",
+        ),
+        (
+            "image = keras.Input(image_shape); weights and image.load(weights)",
+            r"weights=imagenet does not work for own \(.*own\.py, line 7\)\); set a weights file or none",
+        ),
+    ],
+)
+def test_mistakes_inside_of_the_function(line, message, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN.format(line=line))
+    plugins.load(path)
+    config = configs.load_config(None, ["model.backbone=own", "model.num_classes=2", "model.image_size=96"])
+    with pytest.raises(ConfigError, match=message):
+        build.check(config)
+        build.build(config)
+
+
+def test_several_plugins(repository, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN.format(line="image = keras.Input(image_shape)"))
+    code, out, _ = call(
+        "train", "--list_backbones", f"--plugin={path}", f"--plugin={repository}/docs/my_backbone.py"
+    )
+    assert code == 0
+    assert {"own", "my_net"} <= set(out.split())
+
+
+def test_list_recipes_as_json():
+    code, out, _ = call("train", "--list_recipes", "--json")
+    assert code == 0
+    *lines, last = out.splitlines()
+    assert (
+        [row["name"] for row in json.loads(last)] == configs.list_recipes() == [line.split()[0] for line in lines]
+    )

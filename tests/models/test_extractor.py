@@ -59,8 +59,8 @@ def test_names_are_taken_once():
     registry.register_backbone("small", taps=("fine",))(small_network)
     with pytest.raises(ConfigError, match="'small' is registered already"):
         registry.register_backbone("small", taps=("fine",))
-    with pytest.raises(ConfigError, match="preprocessing 'coffee' is none of"):
-        registry.register_backbone("other", taps=("fine",), preprocessing="coffee")
+    with pytest.raises(ConfigError, match=r"preprocessing 'caffee' is none of .*did you mean caffe"):
+        registry.register_backbone("other", taps=("fine",), preprocessing="caffee")
 
 
 def test_unknown_backbone_names_a_near_one():
@@ -267,7 +267,7 @@ def test_taps_that_are_no_maps_or_no_layers(taps, message):
 def test_function_that_returns_nothing():
     registry.register_backbone("empty", taps="fine")(lambda image_shape, weights: None)
     assert registry.get_backbone("empty").layouts["default"].taps == ("fine",)
-    with pytest.raises(ConfigError, match=r"backbone 'empty': its function returns no keras\.Model, but None"):
+    with pytest.raises(ConfigError, match=r"'empty': its function returns a NoneType, not a keras\.Model"):
         feature_extractor(make_config("empty", 64).model)
 
 

@@ -202,6 +202,5 @@ def test_application_without_taps(application, taps):
     with pytest.raises(ConfigError) as error:
         feature_extractor(make_case(application, (300, 300)).model)
     assert str(error.value) == (
-        f"{application} is a model of keras.applications: name its layers to tap, fine to coarse, such as "
-        f"model.taps={taps}"
+        f"{application} comes without taps: name the layers to tap, fine to coarse, for example model.taps={taps}"
     )

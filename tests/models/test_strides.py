@@ -128,6 +128,10 @@ def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
             r"'conv_dw_3' has no stride; layers with one: conv1, conv_dw_2, conv_dw_4, conv_dw_6, conv_dw_12$",
         ),
         ({"remove_stride_at": ("conv_1",)}, r"did you mean conv1\?"),
+        (
+            {"backbone": "resnet50", "remove_stride_at": ("conv3_block1_1_conv",)},
+            r"a branch beside conv3_block1_1_conv keeps its stride; name its layer too",
+        ),
         ({"dual_path": True}, r"model\.dual_path needs model\.remove_stride_at"),
         (
             {"remove_stride_at": ("conv_dw_12",), "dual_path": True, "taps": ("conv_pw_5_relu",)},
@@ -136,6 +140,8 @@ def test_two_paths_cost_no_weights_and_come_back_from_disk(tmp_path):
     ],
 )
 def test_what_is_refused(leaves, message):
-    settings = make_config("mobilenet_v1", 128, **{f"model__{key}": value for key, value in leaves.items()}).model
+    backbone = leaves.get("backbone", "mobilenet_v1")
+    more = {f"model__{key}": value for key, value in leaves.items() if key != "backbone"}
+    settings = make_config(backbone, 128, **more).model
     with pytest.raises(ConfigError, match=message):
         feature_extractor(settings)
