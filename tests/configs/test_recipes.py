@@ -29,7 +29,8 @@ def test_recipe_builds_a_detector_whose_rows_are_its_anchors(name):
     height, width = config.model.image_size
     assert model.input_shape == (None, height, width, 3)
     shapes = {key: output.shape for key, output in model.output.items()}
-    assert shapes == {"class_logits": (None, len(anchors), 4), "box_deltas": (None, len(anchors), 4)}
+    columns = 3 + config.loss.has_background
+    assert shapes == {"class_logits": (None, len(anchors), columns), "box_deltas": (None, len(anchors), 4)}
     assert all(output.dtype == "float32" for output in model.output.values())
     assert (anchors[:, 2:] > anchors[:, :2]).all()
 
