@@ -135,7 +135,7 @@ def _building(name, image_size, weights, build):
 
 def _place(error, build):
     """Where in a user's own file the error arose, as text; empty where the function is one of ours."""
-    file = inspect.getsourcefile(build)
+    file = build.__code__.co_filename if inspect.isfunction(build) else None
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({file}, line {lines[-1]})" if lines and not build.__module__.startswith("ssd_tf.") else ""
 
