@@ -183,7 +183,7 @@ def test_application_that_is_only_named():
 def test_application_whose_layers_have_counted_names():
     """MobileNetV3Small, built twice: the indices of the message are those of the same activations."""
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"such as model\.taps=37,111,156$"):
+        with pytest.raises(ConfigError, match=r"for example model\.taps=37,111,156$"):
             feature_extractor(make_case("MobileNetV3Small").model)
     extractor = feature_extractor(make_case("MobileNetV3Small", model__taps=("37", "111", "156")).model)
     maps = [(16, 16, 96), (8, 8, 288), (4, 4, 576), (2, 2, 512), (1, 1, 256)]
