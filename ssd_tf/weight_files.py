@@ -17,6 +17,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_OBJECTS = 100_000
 _MAX_NESTING = 4096  # characters of the groups around an entry
 _MAX_EXPANSION = 8  # weights hardly compress; a file that unpacks to more than this is made to fill the memory
+_NUM_SHOWN = 3  # differences that a message names
 _SMALL = 16 << 20
 _SLACK = 64 << 10  # names and counters that a file may hold beside the weights
 _MAX_HEADER = 4096  # of an array in an .npz file
@@ -180,11 +181,18 @@ def _describe(pairs, beyond):
         if dataset is None:
             texts.append(f"{name} is missing")
         elif dataset.shape != expected:
-            texts.append(f"{name} is {_dimensions(dataset.shape)} in the file, expected {_dimensions(expected)}")
+            texts.append(f"{name} is {dimensions(dataset.shape)} in the file, expected {dimensions(expected)}")
     return texts + [f"{shown(name)[:80]} is not part of the network" for name in beyond]
 
 
-def _dimensions(shape):
+def summarize(differences):
+    """Returns the first texts of a list in one line, and how many more there are."""
+    beyond = len(differences) - _NUM_SHOWN
+    return "; ".join(differences[:_NUM_SHOWN]) + (f"; and {beyond} more" if beyond > 0 else "")
+
+
+def dimensions(shape):
+    """Returns a shape as text, such as 3x3x64x128."""
     return "x".join(str(size) for size in shape or ()) or "one number"
 
 

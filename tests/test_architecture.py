@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "training": BASE | {"config", "fileio", "runs", "boxes", "models", "weight_files"},
     "inference": BASE | {"config", "fileio", "structures", "images", "boxes"},
     "evaluation": BASE | {"fileio", "structures", "boxes"},
-    "pretrained": BASE | {"config", "fileio", "structures", "boxes", "models"},
+    "pretrained": BASE | {"config", "fileio", "structures", "boxes", "models", "weight_files"},
     "synthesis": BASE | {"fileio", "structures", "images", "annotations"},
     "cli": BASE | {"config", "api"},
 }

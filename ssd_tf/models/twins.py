@@ -14,7 +14,6 @@ from ssd_tf.errors import DataError, EnvironmentFault, shown
 
 _TWIN_SHAPE = (224, 224, 3)  # ImageNet's: convolution weights do not depend on it, the classifier's do
 _DEVIATIONS = (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue, 0..1
-_NUM_SHOWN = 3
 
 
 def read_twin(application, weights, classifier=False, **options):
@@ -139,7 +138,7 @@ def _read_file(application, path, model, options):
 
 def _assign(path, model, differences, name):
     if differences:
-        raise DataError(f"weights do not fit {name}: {_summary(differences)}: {shown(path)}")
+        raise DataError(f"weights do not fit {name}: {weight_files.summarize(differences)}: {shown(path)}")
     for weight, array in weight_files.read_weights(path, model):
         weight.assign(array)
     for layer in model.layers:
@@ -161,11 +160,6 @@ def _count_classes(path, model):
     biases = [shape for shape in beyond if len(shape) == 1]
     kernels = [shape for shape in beyond if len(shape) > 1 and biases and shape[-1] == biases[-1][0]]
     return biases[-1][0] if kernels else 0
-
-
-def _summary(differences):
-    beyond = len(differences) - _NUM_SHOWN
-    return "; ".join(differences[:_NUM_SHOWN]) + (f"; and {beyond} more" if beyond > 0 else "")
 
 
 def _fetch(application, classifier, options):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssd_tf import weight_files
 from ssd_tf.errors import DataError, shown
-
-_NUM_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ def _misfits(targets, shapes):
 
 
 def _dimensions(shape):
-    return "x".join(map(str, shape))[:80] or "one number"
+    return weight_files.dimensions(shape)[:80]
 
 
 def _refuse(faults):
     if faults:
-        more = f"; and {len(faults) - _NUM_SHOWN} more" if len(faults) > _NUM_SHOWN else ""
-        raise DataError(f"weights do not fit: {'; '.join(faults[:_NUM_SHOWN])}{more}")
+        raise DataError(f"weights do not fit: {weight_files.summarize(faults)}")
