@@ -22,7 +22,7 @@ RECIPE_LIMIT = 1 << 20
 DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
 METRICS = ("voc07", "voc", "coco")
 _SIDES, _DEPTHS = (1, 32), (1, 8192)
-EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (0, 16)}
+EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (-1, 16)}
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,24 @@ class ModelConfig:
     becomes 1; with `dual_path` the maps behind the taps then come from the image at half that resolution
     (models.strides). `extras_chain` lists the auxiliary layers, fine to coarse, where they depart from the
     backbone's own and from the rule of models.layers.next_extra; the numbers of an entry are those of
-    EXTRA_COLUMNS. `neck_channels` are those of the "fpn" neck and of the maps that "shared" heads read.
+    EXTRA_COLUMNS, padding -1 being TensorFlow's "same". `neck_channels` are those of the "fpn" neck and of the
+    maps that "shared" heads read.
+
+    Weights that were trained elsewhere need what their networks did: `padding` "symmetric" puts a zero on every
+    side where a convolution strides (torch), `activation` replaces that of backbone, auxiliary layers and "lite"
+    heads, `norm_epsilon` above 0 that of every batch norm; `tap_norm` normalises VGG's first tap, `reduced_tail`
+    halves the last channels of MobileNetV3, `last_head` is the kind of the coarsest level's heads. The first
+    `background_columns` of the class heads are together the background.
     """
 
     backbone: str = "mobilenet_v2"
     layout: str = "default"
     width: float = setting(1.0, low=0.05, high=8.0)
+    padding: str = setting("same", choices=("same", "symmetric"))
+    activation: str = setting("auto", choices=("auto", "relu", "relu6"))
+    norm_epsilon: float = setting(0.0, low=0.0, high=1.0)
+    tap_norm: str = setting("l2", choices=("l2", "bn"))
+    reduced_tail: bool = False
     taps: tuple[str, ...] = ()
     remove_stride_at: tuple[str, ...] = ()
     dual_path: bool = False
@@ -49,8 +61,10 @@ class ModelConfig:
     weights: str = "imagenet"
     neck: str = setting("none", choices=("none", "fpn"))
     neck_channels: int = setting(128, low=1, high=8192)
-    heads: str = setting("conv", choices=("conv", "lite", "shared"))
-    extras: str = setting("conv", choices=("conv", "separable"))
+    heads: str = setting("conv", choices=("conv", "conv1x1", "lite", "shared"))
+    last_head: str = setting("same", choices=("same", "conv", "conv1x1", "lite"))
+    background_columns: int = setting(1, low=1, high=100_000)
+    extras: str = setting("conv", choices=("conv", "separable", "inverted"))
     extras_norm: str = setting("none", choices=("none", "bn"))
     extras_chain: tuple[tuple[int, ...], ...] = setting((), columns=EXTRA_COLUMNS)
     levels: int = setting(0, low=0, high=12)
@@ -172,12 +186,14 @@ class PostprocessConfig:
 
     `nms` "hard" drops what overlaps a better box by more than `nms_iou`, "diou" measures the overlap by DIoU
     (arXiv 1911.08287), "soft_gaussian" (with `soft_nms_sigma`) and "soft_linear" lower scores (1704.04503).
-    `class_agnostic` lets boxes of different classes suppress each other.
+    `class_agnostic` lets boxes of different classes suppress each other. Boxes are cut to the image before
+    suppression, or as the TF Object Detection API does ("after").
     """
 
     nms: str = setting("hard", choices=("hard", "diou", "soft_gaussian", "soft_linear"), resumable=True)
     soft_nms_sigma: float = setting(0.5, low=1e-3, high=100.0, resumable=True)
     class_agnostic: bool = setting(False, resumable=True)
+    clip: str = setting("before", choices=("before", "after"), resumable=True)
     score_threshold: float = setting(0.01, low=0.0, high=1.0, resumable=True)
     nms_iou: float = setting(0.45, low=0.0, high=1.0, resumable=True)
     topk_candidates: int = setting(400, low=1, high=100_000, resumable=True)
@@ -201,6 +217,12 @@ class Config:
         model = self.model
         if model.preprocessing == "custom" and len(model.input_mean) != 3:
             raise ConfigError("model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)")
+        if model.background_columns > 1 and not self.loss.has_background:
+            raise ConfigError(
+                f"model.background_columns: loss.classification={self.loss.classification} has no background"
+            )
+        if model.heads == "shared" and model.last_head != "same":
+            raise ConfigError("model.last_head: shared heads are the same on every level")
         if self.loss.classification == "focal" and self.loss.min_negatives:
             raise ConfigError("loss.min_negatives is for mined losses; loss.classification=focal mines nothing")
         for first, second in zip(self.train.milestones, self.train.milestones[1:], strict=False):

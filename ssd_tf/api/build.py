@@ -57,8 +57,7 @@ def build(config, load_weights=True, precision="float32"):
             extractor,
             config.model.num_classes,
             counts,
-            config.model.heads,
-            config.model.neck_channels,
+            config.model,
             config.loss.has_background,
             losses.initial_logit(config.loss),
         )

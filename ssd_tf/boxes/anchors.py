@@ -1,7 +1,8 @@
 """Anchors (default boxes): which shapes stand on every cell of every feature map.
 
 Order: levels fine to coarse, rows, columns, shapes. Shapes of a cell in caffe's order: the square of the
-level's size, the square of the geometric mean with the next size, then every ratio r and 1/r.
+level's size, the square of the geometric mean with the next size, then every ratio r and 1/r. In the order of the
+TF Object Detection API the second of these comes last.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 from ssd_tf.errors import ConfigError, suggest
 
 CLIP_MODES = ("none", "corners", "size", "centre_size")
+ORDERS = ("caffe", "tf_od")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class AnchorSpec:
       clip: "none"; "corners" cuts boxes to the image; "size" limits height and width to 1 (torchvision);
         "centre_size" limits centre, height and width to [0, 1] (ssd.pytorch, pytorch-ssd).
       fixed_steps: the steps hold whatever the map sizes are (weights trained elsewhere expect them).
+      order: "caffe"; or "tf_od", whose finest level has three shapes only: a square of half the size, and a wide
+        and a tall one.
     """
 
     sizes: tuple[float, ...]
@@ -36,6 +40,7 @@ class AnchorSpec:
     offset: float = 0.5
     clip: str = "none"
     fixed_steps: bool = False
+    order: str = "caffe"
 
     def __post_init__(self):
         counts = {len(self.sizes), len(self.next_sizes), len(self.ratios), len(self.steps) or len(self.sizes)}
@@ -46,6 +51,8 @@ class AnchorSpec:
             )
         if self.clip not in CLIP_MODES:
             raise ConfigError(f"anchors.clip: {self.clip!r} is none of {', '.join(CLIP_MODES)}")
+        if self.order not in ORDERS:
+            raise ConfigError(f"anchors: order {self.order!r} is none of {', '.join(ORDERS)}")
 
 
 def chain(sizes, ratios, **options):
@@ -94,6 +101,8 @@ PRESETS = {
         clip="size",
         fixed_steps=True,
     ),
+    # The API's SSD anchor generator: sizes from .2 to .95, the last large square's from there to 1.
+    "tf_od": chain((0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), [(2.0,)] + [(2.0, 3.0)] * 5, order="tf_od"),
     "tiny256": AnchorSpec(
         sizes=(0.2, 0.37, 0.54, 0.71, 0.88),
         next_sizes=(0.272**2 / 0.2, 0.447**2 / 0.37, 0.619**2 / 0.54, 0.79**2 / 0.71, 0.961**2 / 0.88),
@@ -167,7 +176,8 @@ def steps_fit(spec, map_sizes, image_size):
 
 def num_anchors_per_cell(spec):
     """Returns the number of shapes of each level, a tuple of ints."""
-    return tuple(2 + 2 * len(ratios) for ratios in spec.ratios)
+    counts = [2 + 2 * len(ratios) for ratios in spec.ratios]
+    return (3, *counts[1:]) if spec.order == "tf_od" else tuple(counts)
 
 
 def make_anchors(spec, map_sizes, image_size):
@@ -201,18 +211,29 @@ def _level_anchors(spec, level, map_size, image_size, step):
         (np.arange(cells) + spec.offset) * (side / cells if step is None else step) / side
         for cells, side in zip(map_size, image_size, strict=True)
     )
-    shapes = _shapes(spec.sizes[level], spec.next_sizes[level], spec.ratios[level])
+    shapes = _shapes(spec, level)
     shapes = shapes * (min(image_size) / np.asarray(image_size, np.float64))
     grid = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)[:, :, None]
     grid = np.broadcast_to(grid, (*map_size, len(shapes), 2))
     return np.concatenate([grid, np.broadcast_to(shapes, grid.shape)], axis=-1).reshape(-1, 4)
 
 
-def _shapes(size, next_size, ratios):
+def _shapes(spec, level):
     """(height, width) of a cell's shapes, float64 [S, 2], as fractions of the shorter image side."""
-    mean = math.sqrt(size * next_size)
-    shapes = [(size, size), (mean, mean)]
-    for ratio in ratios:
-        root = math.sqrt(ratio)
-        shapes += [(size / root, size * root), (size * root, size / root)]
+    size, mean = spec.sizes[level], math.sqrt(spec.sizes[level] * spec.next_sizes[level])
+    if spec.order == "tf_od":
+        if level == 0:
+            shapes = [(size / 2, size / 2), _shape(size, 2.0), _shape(size, 0.5)]
+        else:
+            # Its configs spell 1/3 as 0.3333.
+            both = [_shape(size, side) for ratio in spec.ratios[level] for side in (ratio, round(1 / ratio, 4))]
+            shapes = [(size, size), *both, (mean, mean)]
+    else:
+        both = [_shape(size, side) for ratio in spec.ratios[level] for side in (ratio, 1 / ratio)]
+        shapes = [(size, size), (mean, mean), *both]
     return np.asarray(shapes, np.float64)
+
+
+def _shape(size, ratio):
+    """(height, width) of the area size x size and a ratio width / height."""
+    return size / math.sqrt(ratio), size * math.sqrt(ratio)

@@ -23,7 +23,7 @@ def postprocess(outputs, anchors, settings, has_background):
       (boxes float32 [B, D, 4] yxyx normalised and inside the image, scores float32 [B, D], classes int32 [B, D]
       1..C, counts int32 [B]), best first; rows beyond the count are padding.
     """
-    boxes, scores = decode_scores(outputs, anchors, has_background)
+    boxes, scores = decode_scores(outputs, anchors, has_background, settings.clip == "before")
     boxes, scores, classes, counts = _nms_form(settings)(
         boxes,
         scores,
@@ -32,10 +32,10 @@ def postprocess(outputs, anchors, settings, has_background):
         settings.topk_candidates,
         settings.max_detections,
     )
-    return boxes, scores, classes + 1, counts
+    return ops.clip(boxes, tnp), scores, classes + 1, counts
 
 
-def decode_scores(outputs, anchors, has_background):
+def decode_scores(outputs, anchors, has_background, clip=True):
     """Turns the network's outputs into boxes and probabilities.
 
     Args:
@@ -43,13 +43,15 @@ def decode_scores(outputs, anchors, has_background):
         "box_deltas": float32 [B, A, 4]}.
       anchors: float32 [A, 4], yxyx normalised.
       has_background: True for softmax over background and classes, False for a sigmoid of each class.
+      clip: cut the boxes to the image.
 
     Returns:
-      (boxes float32 [B, A, 4] yxyx normalised, clipped to the image; scores float32 [B, A, C] without background).
+      (boxes float32 [B, A, 4] yxyx normalised; scores float32 [B, A, C] without background).
     """
     logits = outputs["class_logits"]
     scores = tf.nn.softmax(logits)[..., 1:] if has_background else tf.sigmoid(logits)
-    return ops.clip(coder.decode(outputs["box_deltas"], anchors, tnp), tnp), scores
+    boxes = coder.decode(outputs["box_deltas"], anchors, tnp)
+    return ops.clip(boxes, tnp) if clip else boxes, scores
 
 
 def _nms_form(settings):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from ssd_tf.config import ModelConfig
 from ssd_tf.errors import ConfigError, DataError, SsdError, shown, suggest
 from ssd_tf.models import layers, lookup, necks, registry, strides
 
@@ -72,8 +73,7 @@ def check_weights(settings):
 
 def _build_backbone(backbone, settings, weights):
     """The backbone as its function makes it, with the strides removed that the recipe names."""
-    if settings.width != 1 and "width" not in backbone.options:
-        raise ConfigError(f"model.width: {backbone.name} has no width multiplier")
+    _check_options(backbone, settings)
     options = {name: getattr(settings, name) for name in backbone.options}
     with _building(backbone.name, settings.image_size, weights, backbone.build):
         model = backbone.build((*settings.image_size, 3), weights, **options)
@@ -81,6 +81,13 @@ def _build_backbone(backbone, settings, weights):
         if settings.remove_stride_at:
             model = strides.remove_strides(model, settings.remove_stride_at)
     return model
+
+
+def _check_options(backbone, settings):
+    for name in registry.OPTIONS:
+        value = getattr(settings, name)
+        if value != getattr(ModelConfig, name) and name not in (*backbone.options, "layout"):
+            raise ConfigError(f"model.{name}={value}: {backbone.name} has no such option")
 
 
 def _check_model(model, name, image_size):
@@ -155,7 +162,8 @@ def _with_extras(maps, last, layout, settings):
         if extra is None:
             break
         level += 1
-        last = layers.add_extra(last, extra, f"extra_{level}", settings.extras, settings.extras_norm)
+        style = (settings.extras, settings.extras_norm, settings.activation)
+        last = layers.add_extra(last, extra, f"extra_{level}", *style)
         maps.append(last)
     return maps[: settings.levels or None]
 

@@ -82,10 +82,12 @@ def conv_block(x, filters, kernel, name, stride=1, padding="same", norm=True, ac
       kernel: side of the kernel.
       name: prefix of the layers' names.
       stride: step in both directions.
-      padding: "same", "valid" or the number of zeros added on every side.
+      padding: "same", "valid", "symmetric" (half the kernel) or the number of zeros added on every side.
       norm: batch norm (then the convolution has no bias).
       activation: name of a Keras activation, or None.
     """
+    if padding == "symmetric":
+        padding = kernel // 2
     if isinstance(padding, int):
         x = layers.ZeroPadding2D(padding, name=f"{name}_pad")(x) if padding else x
         padding = "valid"
@@ -99,9 +101,15 @@ def conv_block(x, filters, kernel, name, stride=1, padding="same", norm=True, ac
     return layers.Activation(activation, name=f"{name}_{activation}")(x) if activation else x
 
 
+SAME = -1  # padding as TensorFlow's "same": at a stride, an even map gets its zeros at the bottom and right alone
+
+
 @dataclass(frozen=True)
 class Extra:
-    """One auxiliary layer: a 1x1 convolution to `reduce` channels, then a `kernel` one to `channels`."""
+    """One auxiliary layer: a 1x1 convolution to `reduce` channels, then a `kernel` one to `channels`.
+
+    `padding` is the number of zeros on every side, or SAME.
+    """
 
     reduce: int
     channels: int
@@ -140,25 +148,33 @@ def next_extra(map_size, level):
 
 def extra_size(map_size, extra):
     """Returns (rows, columns) after an Extra, for a map of `map_size`; below 1 where the kernel does not fit."""
+    if extra.padding == SAME:
+        return tuple(-(-cells // extra.stride) for cells in map_size)
     return tuple((cells + 2 * extra.padding - extra.kernel) // extra.stride + 1 for cells in map_size)
 
 
-def add_extra(x, extra, name, kind="conv", norm="none"):
+def add_extra(x, extra, name, kind="conv", norm="none", activation="auto"):
     """Adds one auxiliary layer and returns its map.
 
     Args:
       x: [B, H, W, C].
       extra: Extra.
       name: prefix of the layers' names.
-      kind: "conv", or "separable": depthwise and 1x1 instead of the full kernel, always with batch norm.
+      kind: "conv"; or "separable": depthwise and 1x1 instead of the full kernel, always with batch norm; or
+        "inverted": the same without activation at its end (MobileNetV2's block).
       norm: "none" or "bn".
+      activation: name of a Keras activation; "auto": relu6 after separable convolutions, else relu.
     """
-    separable = kind == "separable"
-    norm, activation = (norm == "bn" or separable), ("relu6" if separable else "relu")
-    options = {"norm": norm, "activation": activation}
+    separable = kind != "conv"
+    if activation == "auto":
+        activation = "relu6" if separable else "relu"
+    options = {"norm": norm == "bn" or separable, "activation": activation}
     x = conv_block(x, extra.reduce, 1, f"{name}_reduce", **options)
-    spatial = {"stride": extra.stride, "padding": extra.padding, **options}
+    padding = "same" if extra.padding == SAME else extra.padding
+    spatial = {"stride": extra.stride, "padding": padding, **options}
     if not separable:
         return conv_block(x, extra.channels, extra.kernel, name, **spatial)
     x = conv_block(x, None, extra.kernel, f"{name}_depthwise", **spatial)
+    if kind == "inverted":
+        options["activation"] = None
     return conv_block(x, extra.channels, 1, name, **options)

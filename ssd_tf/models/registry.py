@@ -18,7 +18,8 @@ from ssd_tf.models.twins import application_model
 
 _BACKBONES = {}
 _TOLERANCE = 1e-3  # of a grey level
-_OPTIONS = ("width", "layout")  # the settings that a backbone's function may take beside shape and weights
+# The settings that a backbone's function may take beside shape and weights.
+OPTIONS = ("width", "layout", "padding", "activation", "tap_norm", "reduced_tail")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Backbone:
 
     Attributes:
       name: the key of model.backbone.
-      build: function (image_shape, weights) -> keras.Model; it may take `width` and `layout` too.
+      build: function (image_shape, weights) -> keras.Model; it may take the settings of OPTIONS too.
       preprocessing: key of layers.PREPROCESSING.
       layouts: {name: Layout}, "default" among them.
       no_imagenet: why it cannot have model.weights=imagenet, and what it can; empty where it can.
@@ -60,7 +61,7 @@ class Backbone:
     @property
     def options(self):
         """Names of the settings that the function takes beside shape and weights."""
-        return tuple(name for name in _OPTIONS if name in inspect.signature(self.build).parameters)
+        return tuple(name for name in OPTIONS if name in inspect.signature(self.build).parameters)
 
     @property
     def summary(self):
@@ -81,7 +82,7 @@ def register_backbone(name, taps, preprocessing="none", extras=None, layouts=Non
 
     Returns:
       the decorator. The function takes (image_shape, weights): (H, W, 3), and None, "imagenet" or a path; it
-      returns a keras.Model without classifier. Parameters called `width` and `layout` get those settings. Layers
+      returns a keras.Model without classifier. Parameters called as one of OPTIONS get that setting. Layers
       called neck_, extra_ or head_... count to those groups, all others to the backbone (layer_group).
 
     Raises:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ssd_tf import weight_files
 from ssd_tf.errors import DataError, shown
+from ssd_tf.models import detector
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,15 @@ class Place:
       layer: name of the layer.
       weight: attribute of the layer that holds the weight.
       axes: transposition that turns the file's array into the weight.
+      take: indices along the weight's last axis: which of the file's entries it holds, in its order; () for all.
+      of: entries that the file has along that axis, where `take` is given.
     """
 
     layer: str
     weight: str
     axes: tuple[int, ...] = (0,)
+    take: tuple[int, ...] = ()
+    of: int = 0
 
 
 def fill(model, places, shapes, read):
@@ -35,23 +40,29 @@ def fill(model, places, shapes, read):
     Raises:
       DataError: arrays that are missing, of another shape, unknown or not finite: names the first.
     """
-    layers = {layer.name: layer for layer in model.layers}
+    layers = {layer.name: layer for layer in detector.all_layers(model)}
     targets = {
-        name: (getattr(layers[place.layer], place.weight), place.axes)
+        name: (getattr(layers[place.layer], place.weight), place)
         for name, place in places.items()
         if place.layer in layers
     }
     unknown = [f"{shown(name)[:80]} is not part of the network" for name in shapes if name not in places]
     _refuse([*_misfits(targets, shapes), *unknown])
-    arrays = {name: read(name).transpose(axes) for name, (_, axes) in targets.items()}
+    arrays = {name: _arrange(read(name), place) for name, (_, place) in targets.items()}
     _refuse([f"{name} is not finite" for name, array in arrays.items() if not np.all(np.isfinite(array))])
     for name, (variable, _) in targets.items():
         variable.assign(arrays[name])
 
 
+def _arrange(array, place):
+    array = array.transpose(place.axes)
+    return array[..., list(place.take)] if place.take else array
+
+
 def _misfits(targets, shapes):
-    for name, (variable, axes) in targets.items():
-        expected = tuple(variable.shape[axes.index(axis)] for axis in range(len(axes)))
+    for name, (variable, place) in targets.items():
+        shape = (*variable.shape[:-1], place.of) if place.take else variable.shape
+        expected = tuple(shape[place.axes.index(axis)] for axis in range(len(place.axes)))
         if name not in shapes:
             yield f"{name} is missing"
         elif shapes[name] != expected:
