@@ -63,7 +63,7 @@ class ModelConfig:
     neck_channels: int = setting(128, low=1, high=8192)
     heads: str = setting("conv", choices=("conv", "conv1x1", "lite", "shared"))
     last_head: str = setting("same", choices=("same", "conv", "conv1x1", "lite"))
-    background_columns: int = setting(1, low=1, high=100_000)
+    background_columns: int = setting(1, low=1, high=2_000)
     extras: str = setting("conv", choices=("conv", "separable", "inverted"))
     extras_norm: str = setting("none", choices=("none", "bn"))
     extras_chain: tuple[tuple[int, ...], ...] = setting((), columns=EXTRA_COLUMNS)
@@ -243,13 +243,33 @@ def load_config(recipe=None, overrides=()):
     Raises:
       ConfigError: unknown recipe or key, wrong type, value out of range; the message names the key.
     """
-    if isinstance(overrides, (str, dict)):
-        raise ConfigError('overrides are a list of "section.key=value" texts')
     values = _read_recipe(recipe) if recipe else {}
     _check_leaves(values, recipe)
     clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
     if len(clock) > 1:
         raise ConfigError(f"{shown(recipe)}: train.steps and train.epochs exclude each other")
+    return _changed(values, overrides, recipe or "config")
+
+
+def adapt(config, overrides):
+    """Returns the Config of a new training that takes over another one's settings, but not its classes.
+
+    Args:
+      config: Config of the other.
+      overrides: "section.key=value" texts.
+
+    Raises:
+      ConfigError: unknown key, wrong type, value out of range; names the key.
+    """
+    values = to_dict(config)
+    values["model"].update(num_classes=0, background_columns=1, weights="none")
+    return _changed(values, overrides, "config")
+
+
+def _changed(values, overrides, where):
+    """The Config of nested dictionaries with overrides applied."""
+    if isinstance(overrides, (str, dict)):
+        raise ConfigError('overrides are a list of "section.key=value" texts')
     changed = {}
     for override in overrides:
         key, value = _parse_override(override)
@@ -261,7 +281,7 @@ def load_config(recipe=None, overrides=()):
         for other in ("steps", "epochs") if name in ("steps", "epochs") else ():
             values.get("train", {}).pop(other, None)
         values.setdefault(section, {})[name] = value
-    return _build(values) if changed else from_dict(values, recipe or "config")
+    return _build(values) if changed else from_dict(values, where)
 
 
 def _recipe_folder():
@@ -404,7 +424,7 @@ def check_resume(old, new):
         section, name = key.split(".")
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after and not item.metadata.get("resumable"):
-            raise ConfigError(f"cannot resume: {key} {_text(before)} → {_text(after)} (start a new run_dir)")
+            raise ConfigError(f"cannot resume: {key} {_text(before)} → {_text(after)} (start a new run_dir, or --init_from)")
 
 
 def _text(value):

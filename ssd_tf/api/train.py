@@ -7,7 +7,7 @@ import keras
 
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
-from ssd_tf.api import build, dataset, reports
+from ssd_tf.api import build, dataset, reports, start
 from ssd_tf.data import anchor_fit, pipeline
 from ssd_tf.records import reader
 from ssd_tf.training import devices, trainer
@@ -15,22 +15,24 @@ from ssd_tf.training.losses import make_losses
 
 
 def train(
-    config,
-    train,
-    run_dir,
+    config=None,
+    train=None,
+    run_dir=None,
     val=None,
     write_line=print,
     skip_corrupt_records=False,
     deterministic=False,
     check_anchors=False,
+    init_from=None,
+    overrides=(),
 ):
     """Trains a detector, or goes on with a training that was interrupted.
 
-    Order of initialisation: the run's own last checkpoint; else model.weights for the backbone and random
-    numbers for the rest.
+    Order of initialisation: the run's own last checkpoint; else the weights of `init_from` where they fit; else
+    model.weights for the backbone and random numbers for the rest.
 
     Args:
-      config: Config.
+      config: Config; None with `init_from` for that run's own.
       train: records to train on.
       run_dir: run directory to make or to continue.
       val: records to validate on while training, or None.
@@ -38,6 +40,8 @@ def train(
       skip_corrupt_records: leave out what follows a damaged record in its shard, counted, instead of stopping.
       deterministic: use deterministic operations alone, in this process from here on; no XLA.
       check_anchors: tell first how many boxes no anchor fits, by class.
+      init_from: run directory to start from, or None; the classes are those of `train` in any case.
+      overrides: "section.key=value" texts that change the config of `init_from`.
 
     Returns:
       dict: run_dir, step, resumed_from, best_metric (None without val), loss.
@@ -45,6 +49,8 @@ def train(
     Raises:
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
+    origin = start.open_origin(init_from, run_dir) if init_from else None
+    config = start.make_config(config, origin, overrides)
     build.check(config, load_weights=runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
@@ -66,9 +72,15 @@ def train(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             detector = build.build(config, load_weights=last is None, precision=config.train.precision)
+        if last is None:
+            start.prepare(detector, config, records, origin, run.path, write_line)
         losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train, deterministic)
-        lines = [*_start_lines(config, detector.model, records), *(str(w.message) for w in caught), *beyond_reach]
+        lines = [
+            *_start_lines(config, detector.model, records, origin),
+            *(str(w.message) for w in caught),
+            *beyond_reach,
+        ]
         if deterministic and config.train.jit_compile:
             lines.append("train.jit_compile is off under --deterministic")
         for line in lines:
@@ -98,7 +110,7 @@ def resolve(config, records):
     return configs.resolve_steps(dataset.with_classes(config, records), records.num_examples)
 
 
-def _start_lines(config, model, records):
+def _start_lines(config, model, records, origin):
     settings = config.train
     epochs = settings.steps * settings.batch_size / records.num_examples
     yield (
@@ -109,7 +121,7 @@ def _start_lines(config, model, records):
         f"{records.num_examples:,} images, {len(records.label_map)} classes; {settings.steps:,} steps of "
         f"{settings.batch_size} (about {math.ceil(epochs * 10) / 10:g} epochs)"
     )
-    if settings.freeze_batch_norm and config.model.weights == "none":
+    if settings.freeze_batch_norm and config.model.weights == "none" and not origin:
         yield "the backbone has no weights but frozen batch norms: consider --set train.freeze_batch_norm=false"
     if settings.batch_size > records.num_examples:
         repeated = settings.batch_size - records.num_examples

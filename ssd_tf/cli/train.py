@@ -12,6 +12,9 @@ def define(values):
     """Defines the command's flags."""
     text = {"flag_values": values}
     flags.DEFINE_string("config", config.DEFAULT_RECIPE, "Recipe: a name (--list_recipes) or a TOML file.", **text)
+    flags.DEFINE_string(
+        "init_from", None, "Run to start from: its weights and, without --config, its config.", **text
+    )
     flags.DEFINE_string("train", None, "Records to train on; several separated by commas.", **text)
     flags.DEFINE_string("val", None, "Records to validate on while training.", **text)
     flags.DEFINE_string("run_dir", None, "Directory of the run; the same command continues it.", **text)
@@ -29,8 +32,11 @@ def define(values):
 def prepare(values):
     """Turns flags into the arguments of api.train.train."""
     runner.required(values, "train", "run_dir")
+    chosen = config.load_config(values.config if _has_recipe(values) else None, values.set)
     return {
-        "config": config.load_config(values.config, values.set),
+        "config": chosen if _has_recipe(values) else None,
+        "init_from": values.init_from,
+        "overrides": values.set,
         "train": values.train,
         "val": values.val,
         "run_dir": values.run_dir,
@@ -39,6 +45,11 @@ def prepare(values):
         "check_anchors": values.check_anchors,
         "write_line": _write_line,
     }
+
+
+def _has_recipe(values):
+    """Whether the config is a recipe's, not that of --init_from."""
+    return bool(values["config"].present or not values.init_from)
 
 
 def _show_entries(found):

@@ -602,7 +602,7 @@ def test_resume_with_another_config(records, run, change, key, values):
     argv = ("--config=mine.toml", "--train=rec", *TRAIN)
     Path("mine.toml").write_text("")
     message = fault("train", *argv, f"--set={change}", code=2)
-    assert message == f"cannot resume: {key} {values} (start a new run_dir)"
+    assert message == f"cannot resume: {key} {values} (start a new run_dir, or --init_from)"
     assert (run / "config.json").read_bytes() == before
 
 

@@ -42,7 +42,17 @@ def drawn_images():
 @pytest.fixture(scope="session")
 def drawn_records(tmp_path_factory, drawn_images):
     """A records directory of the four images."""
-    folder = tmp_path_factory.mktemp("drawn")
+    return write_drawn(tmp_path_factory.mktemp("drawn"), drawn_images, ("red", "blue"))
+
+
+@pytest.fixture(scope="session")
+def drawn_records_of_more_classes(tmp_path_factory, drawn_images):
+    """The same images; a third class, of which there is no object, has the first id."""
+    return write_drawn(tmp_path_factory.mktemp("more"), drawn_images, ("green", "blue", "red"))
+
+
+def write_drawn(folder, drawn_images, names_of_classes):
+    """Writes the four images as records; returns their directory."""
     examples = []
     for index, (image, objects) in enumerate(zip(drawn_images, OBJECTS, strict=True)):
         path = folder / f"{index}.png"
@@ -51,7 +61,7 @@ def drawn_records(tmp_path_factory, drawn_images):
         examples.append(Example(source_id=str(index), image=str(path), boxes=np.array(boxes), names=names))
     output = folder / "records"
     output.mkdir()
-    writer.write_records(examples, LabelMap(("red", "blue")), output, encoding.WriteOptions())
+    writer.write_records(examples, LabelMap(names_of_classes), output, encoding.WriteOptions())
     return output
 
 
