@@ -44,6 +44,7 @@ setup(
             "ssd-test = ssd_tf.cli.test:main",
             "ssd-demo = ssd_tf.cli.demo:main",
             "ssd-synthesize = ssd_tf.cli.synthesize:main",
+            "ssd-import = ssd_tf.cli.import_weights:main",
         ]
     },
 )

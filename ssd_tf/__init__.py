@@ -9,6 +9,7 @@ _PUBLIC = {
     "build_detector": "ssd_tf.api.build:build_model",
     "convert": "ssd_tf.api.convert:convert",
     "evaluate": "ssd_tf.api.evaluate:evaluate",
+    "import_weights": "ssd_tf.api.import_weights:import_weights",
     "list_backbones": "ssd_tf.models.registry:list_backbones",
     "load": "ssd_tf.api.predict:load",
     "load_config": "ssd_tf.config:load_config",

@@ -4,6 +4,7 @@ A checkpoint is written in step-N.tmp, synced and renamed; LATEST is replaced la
 SHA-256 of the other files, so a damaged checkpoint is noticed and the one before it used.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -78,6 +79,78 @@ def start_run(path, config, label_map, num_examples):
     return Run(path, config, label_map)
 
 
+@contextlib.contextmanager
+def new_run(path):
+    """Holds a run directory that is written as a whole: it holds all of the run, or stays as it was before.
+
+    Args:
+      path: the directory; missing, or without content.
+
+    Yields:
+      an empty directory inside it to write the run to; what it then holds becomes the run's.
+
+    Raises:
+      ConfigError: there is something in it. EnvironmentFault: not writable.
+    """
+    path = Path(path)
+    made = _missing_directories(path)
+    try:
+        _refuse_content(fileio.make_directory(path))
+        with fileio.directory_lock(path):
+            _refuse_content(path)
+            remove_leftovers(path)
+            draft = fileio.temporary_name(path / "run")
+            try:
+                yield fileio.make_directory(draft)
+                _publish(draft, path)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # until somebody else has begun to use one
+            if made:
+                (path / ".lock").unlink(missing_ok=True)
+            for directory in made:
+                directory.rmdir()
+        raise
+
+
+def _missing_directories(path):
+    """Those of `path` and its parents that do not exist, the innermost first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
+def _refuse_content(path):
+    if any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise ConfigError(f"{shown(path)} is not empty; choose another --run_dir")
+
+
+def _publish(draft, path):
+    """Moves what a draft holds into the run directory around it, LATEST last: without it, nothing is a run."""
+    with fileio.output_errors(path):
+        for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == LATEST):
+            fileio.commit(entry, path / entry.name)
+
+
+def write_import(path, config, label_map, source, write_files):
+    """Writes a run that holds somebody else's weights, as its step 0.
+
+    Args:
+      path: an empty directory.
+      config: resolved Config.
+      label_map: LabelMap.
+      source: what they were imported as; no training goes on in such a run.
+      write_files: function (directory) that writes the weights.
+
+    Raises:
+      EnvironmentFault: disk full or not writable.
+    """
+    fileio.write_json(path / LABEL_MAP, label_map.to_json())
+    content = {"format_version": _FORMAT_VERSION, "imported": source, "config": configs.to_dict(config)}
+    fileio.write_json(path / CONFIG, content)
+    state = {"imported": source, "config_sha256": config_digest(config)}
+    save_checkpoint(path, 0, write_files, state, keep_last=1)
+
+
 def _is_begun(entry, label_map):
     """Tells whether an interrupted start of the same run can have left this."""
     ours = entry.name == LABEL_MAP and fileio.read_json(entry) == label_map.to_json()
@@ -110,9 +183,15 @@ def _check_same_run(path, config, label_map, num_examples):
     old = _read(path)
     if not _steps(path):  # nothing that could contradict
         return
+    content = fileio.read_json(path / CONFIG)
+    if "imported" in content:
+        raise ConfigError(
+            f"{shown(path)} was imported from {shown(content['imported'])[:80]}: no training goes on in it; start "
+            f"one from it with --init_from={shown(path)} and another --run_dir"
+        )
     old.label_map.check_same(label_map, "run has", "shards have")  # says more than another number of classes
     configs.check_resume(old.config, config)
-    before = fileio.read_json(path / CONFIG).get("examples")
+    before = content.get("examples")
     if before != num_examples:
         raise DataError(f"cannot resume: --train has {num_examples} images, the run's had {before}: {shown(path)}")
 

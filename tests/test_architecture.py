@@ -58,7 +58,7 @@ THIRD_PARTY = {
     ),
     "faster_coco_eval": ({"evaluation"}, set()),
     "tensorflow_datasets": ({"annotations"}, set()),
-    "google": ({"records"}, set()),  # protobuf, which records are made of
+    "google": ({"records", "pretrained.frozen_graph"}, set()),  # protobuf, which records and graphs are made of
     "google_crc32c": ({"records"}, set()),
     "torch": ({"pretrained"}, set()),
     "safetensors": ({"pretrained"}, set()),

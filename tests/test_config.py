@@ -127,6 +127,14 @@ def test_override_stands_above_the_recipe():
             "train.schedule=cosin",
             "train.schedule: 'cosin' is none of cosine, multistep, constant (did you mean cosine?)",
         ),
+        (
+            "model.padding=symetric",
+            "model.padding: 'symetric' is none of same, symmetric (did you mean symmetric?)",
+        ),
+        ("model.background_columns=0", "model.background_columns: 0 is outside 1..2000"),
+        ("model.background_columns=2001", "model.background_columns: 2001 is outside 1..2000"),
+        ("model.norm_epsilon=-1e-3", "model.norm_epsilon: -0.001 is outside 0.0..1.0"),
+        ("model.last_head=shard", "model.last_head: 'shard' is none of same, conv, conv1x1, lite"),
         ("matcher.forced=x", "matcher.forced: 'x' is none of argmax, greedy"),
         ("train.milestones=0.5,0.5", "train.milestones must increase"),
         ("train.milestones=0.8,0.6", "train.milestones must increase"),
@@ -154,7 +162,7 @@ ROW = "expected [reduce, channels, kernel, stride, padding], got"
         ("[[8, 8193, 3, 2, 1]]", "entry 1: channels 8193 is outside 1..8192"),
         ("[[8, 8, 33, 2, 1]]", "entry 1: kernel 33 is outside 1..32"),
         ("[[8, 8, 3, 2, 1], [8, 8, 3, 0, 1]]", "entry 2: stride 0 is outside 1..32"),
-        ("[[8, 8, 3, 2, -1]]", "entry 1: padding -1 is outside 0..16"),
+        ("[[8, 8, 3, 2, -2]]", "entry 1: padding -2 is outside -1..16"),
         ("[8, 8, 3, 2, 1]", "expected a list of integers, got 8"),
         ("[[8, 8, 3.0, 2, 1]]", "expected integer, got 3.0"),
         ("8", "expected a list of lists of integers, got 8"),
@@ -283,7 +291,7 @@ def test_only_validation_and_logging_may_change_on_resume(key):
     with pytest.raises(ConfigError) as caught:
         configs.check_resume(old, new)
     before, after = read(old, key), read(new, key)
-    assert str(caught.value) == (f"cannot resume: {key} {before} → {after} (start a new run_dir)")
+    assert str(caught.value) == (f"cannot resume: {key} {before} → {after} (start a new run_dir, or --init_from)")
 
 
 def number_leaf(leaf, kind):
@@ -330,8 +338,12 @@ def sections():
 def test_dump_and_load_is_the_identity(values):
     if values["loss"].get("classification") == "focal":
         values["loss"]["min_negatives"] = 0
+    if values["loss"].get("classification") in ("sigmoid", "focal"):
+        values["model"]["background_columns"] = 1
     if values["model"].get("preprocessing") == "custom":
         values["model"]["input_mean"] = (1.0, 2.0, 3.0)
+    if values["model"].get("heads") == "shared":
+        values["model"]["last_head"] = "same"
     config = configs.from_dict(values, "values")
     assert all(read(config, f"{s}.{n}") == value for s, leaves in values.items() for n, value in leaves.items())
     dumped = json.loads(json.dumps(configs.to_dict(config), allow_nan=False))
@@ -365,6 +377,40 @@ def test_lists_of_names_need_no_brackets(text, taps):
 def test_focal_loss_mines_nothing():
     with pytest.raises(ConfigError, match=r"loss\.min_negatives is for mined losses"):
         configs.load_config(None, ["loss.classification=focal", "loss.min_negatives=3"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.background_columns=2", "loss.classification=sigmoid"],
+            "model.background_columns: loss.classification=sigmoid has no background",
+        ),
+        (
+            ["model.background_columns=2", "loss.classification=focal"],
+            "model.background_columns: loss.classification=focal has no background",
+        ),
+        (
+            ["model.heads=shared", "model.last_head=conv1x1"],
+            "model.last_head: shared heads are the same on every level",
+        ),
+    ],
+)
+def test_leaves_that_contradict_each_other(tmp_path, overrides, message):
+    assert refused(*overrides) == message
+    lines = []
+    for override in overrides:
+        section, name, value = override.replace("=", ".").split(".")
+        lines.append(f"{section}.{name} = {value if value.isdigit() else repr(value)}")
+    recipe = write_recipe(tmp_path, "\n".join(lines))
+    assert refused(recipe=recipe) == f"{recipe}: {message}"
+    for override in overrides:
+        assert read(configs.load_config(None, [override]), override.partition("=")[0])  # alone each is fine
+
+
+def test_padding_of_minus_one_is_tensorflows_same():
+    chain = configs.load_config(None, ["model.extras_chain=[[8, 16, 3, 2, -1]]"]).model.extras_chain
+    assert chain == ((8, 16, 3, 2, -1),)
 
 
 def test_every_leaf_has_a_documented_kind():

@@ -338,3 +338,74 @@ def test_one_writer_at_a_time(path):
         raise AssertionError("two hold the lock")
     with fileio.directory_lock(path):  # free again
         pass
+
+
+def write_whole(directory):
+    runs.write_import(directory, CONFIG, LABELS, "somebody", lambda step: (step / "a.bin").write_text("weights"))
+
+
+def test_an_imported_run_appears_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "run"
+    with runs.new_run(path) as draft:
+        write_whole(draft)
+        assert [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == []
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        *(".lock", "LATEST", "config.json", "label_map.json", "step-00000000"),
+    ]
+    opened = runs.open_run(path)
+    assert (opened.config, opened.label_map) == (CONFIG, LABELS)
+    found = runs.find_checkpoint(path)
+    assert (found.path.name, found.state["imported"]) == ("step-00000000", "somebody")
+    assert found.state["config_sha256"] == runs.config_digest(CONFIG)
+
+
+@pytest.mark.parametrize("kind", [DataError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_run_that_fails(tmp_path, kind):
+    with pytest.raises(kind), runs.new_run(tmp_path / "a" / "b" / "run") as draft:
+        write_whole(draft)
+        raise kind("no")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(kind), runs.new_run(tmp_path / "mine" / "run") as draft:
+        write_whole(draft)
+        raise kind("no")
+    with pytest.raises(kind), runs.new_run(tmp_path / "mine") as draft:
+        write_whole(draft)
+        raise kind("no")
+    assert [entry.name for entry in (tmp_path / "mine").iterdir()] == [".lock"]
+
+
+def test_new_runs_need_an_empty_directory(tmp_path):
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty; choose another --run_dir"), runs.new_run(tmp_path):
+        pytest.fail("nothing may be done")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_a_killed_import_left_is_removed(tmp_path):
+    (tmp_path / ".run.tmp-17-0123abcd").mkdir()
+    (tmp_path / ".run.tmp-17-0123abcd" / "config.json").touch()
+    (tmp_path / ".keep").touch()
+    with runs.new_run(tmp_path) as draft:
+        write_whole(draft)
+    assert {".run.tmp-17-0123abcd", ".keep"} & {entry.name for entry in tmp_path.iterdir()} == {".keep"}
+
+
+def test_new_run_is_held_for_one_process(tmp_path):
+    with runs.new_run(tmp_path / "run") as draft:
+        with pytest.raises(EnvironmentFault, match="is in use by pid"), runs.new_run(tmp_path / "run"):
+            pytest.fail("nothing may be done")
+        write_whole(draft)
+    assert runs.find_checkpoint(tmp_path / "run").path.name == "step-00000000"
+
+
+def test_no_training_goes_on_in_an_imported_run(tmp_path):
+    with runs.new_run(tmp_path / "run") as draft:
+        write_whole(draft)
+    with pytest.raises(ConfigError) as caught:
+        runs.start_run(tmp_path / "run", CONFIG, LABELS, 8)
+    path = tmp_path / "run"
+    assert str(caught.value) == (
+        f"{path} was imported from somebody: no training goes on in it; start one from it with "
+        f"--init_from={path} and another --run_dir"
+    )

@@ -54,11 +54,7 @@ def train(
     build.check(config, load_weights=runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
-    if val_records:
-        records.label_map.check_same(val_records.label_map, "--train has", "--val has")
-    for opened in (records, val_records) if val else (records,):
-        for note in opened.notes:
-            write_line(note)
+    _check_records(records, val_records, write_line)
     config = resolve(config, records)
     fileio.make_directory(run_dir)
     devices.let_memory_grow()
@@ -92,7 +88,7 @@ def train(
         with reader.record_errors(records):
             result = trainer.train(
                 detector.model,
-                lambda start: pipeline.training_stream(records, detector.anchors, config, start),
+                lambda done: pipeline.training_stream(records, detector.anchors, config, done),
                 run,
                 validation,
                 write_line,
@@ -103,6 +99,14 @@ def train(
             )
         reports.finish(run, result["step"], records, detector.anchors, validation, write_line)
     return {"run_dir": str(run_dir), **result}
+
+
+def _check_records(records, val_records, write_line):
+    """Says what is noteworthy about the records; DataError where validation has other classes."""
+    if val_records:
+        records.label_map.check_same(val_records.label_map, "--train has", "--val has")
+    for note in (*records.notes, *(val_records.notes if val_records else ())):
+        write_line(note)
 
 
 def resolve(config, records):

@@ -9,14 +9,6 @@ from ssd_tf.models.registry import register_backbone
 from ssd_tf.models.twins import application_model
 
 
-# Indices, as Keras counts up the names of activations: those of expanded_conv_6, expanded_conv_12 and conv_1.
-@register_backbone("mobilenet_v3_large", taps=(75, 140, -1), preprocessing="tf")
-def mobilenet_v3_large(image_shape, weights):
-    """MobileNet V3 Large, without its classifier (Howard et al., arXiv 1905.02244)."""
-    options = {"include_preprocessing": False}
-    return application_model(keras.applications.MobileNetV3Large, image_shape, weights, **options)
-
-
 @register_backbone(
     "efficientnet_b0", taps=("block4a_expand_activation", "block6a_expand_activation", "top_activation")
 )

@@ -8,10 +8,10 @@ from ssd_tf.config import ModelConfig
 from ssd_tf.models import heads
 from ssd_tf.models.registry import layer_group
 
+_DEFAULTS = ModelConfig()
 
-def build_ssd(
-    extractor, num_classes, num_anchors_per_cell, settings=ModelConfig(), background=True, class_bias=0.0
-):
+
+def build_ssd(extractor, num_classes, num_anchors_per_cell, settings=_DEFAULTS, background=True, class_bias=0.0):
     """Puts prediction heads on feature maps.
 
     Args:

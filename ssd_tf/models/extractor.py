@@ -61,11 +61,12 @@ def check_weights(settings):
     Raises:
       ConfigError: there are no ImageNet weights for this backbone. DataError: no such file.
     """
-    instead = registry.get_backbone(settings.backbone).no_imagenet
+    backbone, what = registry.get_backbone(settings.backbone), settings.backbone
+    instead = backbone.no_imagenet
+    if settings.reduced_tail and "reduced_tail" in backbone.options:
+        what, instead = f"{what} with model.reduced_tail", "set model.weights=none"
     if settings.weights == "imagenet" and instead:
-        raise ConfigError(
-            f"model.weights: there are no ImageNet weights for {settings.backbone} to fetch: {instead}"
-        )
+        raise ConfigError(f"model.weights: there are no ImageNet weights for {what} to fetch: {instead}")
     if settings.weights not in ("none", "imagenet") and not Path(settings.weights).is_file():
         near = suggest(settings.weights, ("none", "imagenet"))
         raise DataError(f"model.weights: no such file: {shown(settings.weights)}{near}")

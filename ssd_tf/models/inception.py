@@ -1,8 +1,11 @@
 """Inception V4, and Inception-ResNet V2 of keras.applications (Szegedy et al., arXiv 1602.07261).
 
 The layers of Inception V4 are named after slim's, the path written with underscores: the output of a module is
-Mixed_5e, a convolution in it Mixed_5e_Branch_1_Conv2d_0b_3x3.
+Mixed_5e, a convolution in it Mixed_5e_Branch_1_Conv2d_0b_3x3. Inception-ResNet V2 has Keras' names (mixed_5b,
+block35_1_conv, conv_7b), and where Keras only counts its layers up, such as these: block35_1_Branch_0_Conv2d_1x1.
 """
+
+import re
 
 import keras
 from keras import layers
@@ -53,6 +56,20 @@ MODULES = {
         ("MaxPool_1a_3x3",),
     ),
     **{f"Mixed_7{letter}": _C for letter in "bcd"},
+}
+# The convolutions of Inception-ResNet V2 that Keras counts up, in its order: those of the stem, then those of each
+# module, branch by branch.
+RESIDUAL_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+_BLOCK_35 = (("1x1",), ("0a_1x1", "0b_3x3"), ("0a_1x1", "0b_3x3", "0c_3x3"))
+_BLOCK_17 = (("1x1",), ("0a_1x1", "0b_1x7", "0c_7x1"))
+_BLOCK_8 = (("1x1",), ("0a_1x1", "0b_1x3", "0c_3x1"))
+RESIDUAL_MODULES = {
+    "mixed_5b": (("1x1",), ("0a_1x1", "0b_5x5"), ("0a_1x1", "0b_3x3", "0c_3x3"), ("0b_1x1",)),
+    **{f"block35_{index}": _BLOCK_35 for index in range(1, 11)},
+    "mixed_6a": (("1a_3x3",), ("0a_1x1", "0b_3x3", "1a_3x3")),
+    **{f"block17_{index}": _BLOCK_17 for index in range(1, 21)},
+    "mixed_7a": (("0a_1x1", "1a_3x3"), ("0a_1x1", "1a_3x3"), ("0a_1x1", "0b_3x3", "1a_3x3")),
+    **{f"block8_{index}": _BLOCK_8 for index in range(1, 11)},
 }
 # 8, 4 and 2 cells at 300 px.
 _SEED_EXTRAS = (Extra(128, 256), Extra(128, 256, stride=1, padding=0))
@@ -126,4 +143,19 @@ def _pool(x, name):
 )
 def inception_resnet_v2(image_shape, weights):
     """Inception-ResNet V2 without its classifier; `image_shape` is (H, W, 3). Weights are keras.applications'."""
-    return application_model(keras.applications.InceptionResNetV2, image_shape, weights)
+    model = application_model(keras.applications.InceptionResNetV2, image_shape, weights)
+    names = [f"Conv2d_{name}" for name in RESIDUAL_STEM]
+    for module, branches in RESIDUAL_MODULES.items():
+        for index, steps in enumerate(branches):
+            names += [f"{module}_Branch_{index}_Conv2d_{name}" for name in steps]
+    for kind, ending in (("conv2d", ""), ("batch_normalization", "_bn"), ("activation", "_relu")):
+        for layer, name in zip(_counted_layers(model, kind), names, strict=True):
+            layer.name = f"{name}{ending}"
+    return model
+
+
+def _counted_layers(model, kind):
+    """The layers that Keras names by kind and count, in the order in which it made them."""
+    matches = [(re.fullmatch(rf"{kind}_?(\d*)", layer.name), layer) for layer in model.layers]
+    counts = {int(match[1] or 0): layer for match, layer in matches if match}
+    return [counts[count] for count in sorted(counts)]

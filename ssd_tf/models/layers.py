@@ -12,7 +12,7 @@ PREPROCESSING = {
     "torch": ((123.675, 116.28, 103.53), (1 / 58.395, 1 / 57.12, 1 / 57.375)),
     "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
 }
-_L2_SCALE = 20.0  # SSD paper, section 3.1
+L2_SCALE = 20.0  # SSD paper, section 3.1
 _L2_EPSILON = 1e-12
 
 
@@ -60,7 +60,7 @@ class L2Normalize(layers.Layer):
 
     def build(self, input_shape):
         self.gamma = self.add_weight(
-            name="gamma", shape=(input_shape[-1],), initializer=keras.initializers.Constant(_L2_SCALE)
+            name="gamma", shape=(input_shape[-1],), initializer=keras.initializers.Constant(L2_SCALE)
         )
 
     def call(self, features):
@@ -82,12 +82,10 @@ def conv_block(x, filters, kernel, name, stride=1, padding="same", norm=True, ac
       kernel: side of the kernel.
       name: prefix of the layers' names.
       stride: step in both directions.
-      padding: "same", "valid", "symmetric" (half the kernel) or the number of zeros added on every side.
+      padding: "same", "valid", or the number of zeros added on every side.
       norm: batch norm (then the convolution has no bias).
       activation: name of a Keras activation, or None.
     """
-    if padding == "symmetric":
-        padding = kernel // 2
     if isinstance(padding, int):
         x = layers.ZeroPadding2D(padding, name=f"{name}_pad")(x) if padding else x
         padding = "valid"
@@ -99,6 +97,33 @@ def conv_block(x, filters, kernel, name, stride=1, padding="same", norm=True, ac
     if norm:
         x = layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
     return layers.Activation(activation, name=f"{name}_{activation}")(x) if activation else x
+
+
+def convolve(x, filters, name, padding="same", kernel=1, stride=1):
+    """A convolution without bias, as backbones have them before their batch norms.
+
+    Args:
+      x: [B, H, W, C].
+      filters: output channels; None for a depthwise convolution.
+      name: of the layer; one that pads is called name_pad.
+      padding: "same", or "symmetric": half the kernel on every side, as torch does. They differ at strides alone.
+      kernel: side of the kernel, odd.
+      stride: step in both directions.
+    """
+    if padding == "symmetric" and stride > 1:
+        x, padding = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x), "valid"
+    else:
+        padding = "same"
+    options = {"strides": stride, "padding": padding, "use_bias": False, "name": name}
+    if filters is None:
+        return layers.DepthwiseConv2D(kernel, **options)(x)
+    return layers.Conv2D(filters, kernel, **options)(x)
+
+
+def round_channels(channels):
+    """Returns the multiple of 8 nearest to a number of channels, but no less than nine tenths of it."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 SAME = -1  # padding as TensorFlow's "same": at a stride, an even map gets its zeros at the bottom and right alone

@@ -7,9 +7,9 @@ Keras' own MobileNet V1 pads (0, 1) before every stride, which makes an odd map 
 import keras
 from keras import layers
 
-from ssd_tf.models.layers import SSD300_EXTRAS
+from ssd_tf.models.layers import SSD300_EXTRAS, convolve, round_channels
 from ssd_tf.models.registry import Layout, register_backbone
-from ssd_tf.models.twins import copy_by_name, read_twin
+from ssd_tf.models.twins import fill
 
 # Output channels and stride of V1's separable blocks 1 to 13.
 _V1_BLOCKS = (
@@ -36,21 +36,21 @@ _EXPANSION = 6
     preprocessing="tf",
     layouts={"seed": Layout(("conv_pw_5_relu", "conv_pw_11_relu"), SSD300_EXTRAS)},
 )
-def mobilenet_v1(image_shape, weights, width=1.0):
+def mobilenet_v1(image_shape, weights, width=1.0, padding="same", activation="auto"):
     """MobileNet V1, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""
     image = keras.Input(image_shape)
-    x = layers.Conv2D(int(32 * width), 3, strides=2, padding="same", use_bias=False, name="conv1")(image)
-    x = _activate(_normalise(x, "conv1_bn"), "conv1_relu")
+    x = convolve(image, int(32 * width), "conv1", padding, kernel=3, stride=2)
+    x = _activate(_normalise(x, "conv1_bn"), "conv1_relu", activation)
     for index, (filters, stride) in enumerate(_V1_BLOCKS, 1):
         name = f"conv_dw_{index}"
-        x = layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False, name=name)(x)
-        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu")
+        x = convolve(x, None, name, padding, kernel=3, stride=stride)
+        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu", activation)
         name = f"conv_pw_{index}"
-        x = layers.Conv2D(int(filters * width), 1, use_bias=False, name=name)(x)
-        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu")
+        x = convolve(x, int(filters * width), name)
+        x = _activate(_normalise(x, f"{name}_bn"), f"{name}_relu", activation)
     model = keras.Model(image, x, name="mobilenet_v1")
     if weights is not None:
-        copy_by_name(read_twin(keras.applications.MobileNet, weights, alpha=width), model)
+        fill(model, keras.applications.MobileNet, weights, alpha=width)
     return model
 
 
@@ -60,39 +60,30 @@ def mobilenet_v1(image_shape, weights, width=1.0):
     preprocessing="tf",
     layouts={"seed": Layout(("block_5_add", "block_12_add"), SSD300_EXTRAS)},
 )
-def mobilenet_v2(image_shape, weights, width=1.0):
+def mobilenet_v2(image_shape, weights, width=1.0, padding="same", activation="auto"):
     """MobileNet V2, without its classifier; `image_shape` is (H, W, 3), the weights are keras.applications'."""
     image = keras.Input(image_shape)
-    x = layers.Conv2D(_round_channels(32 * width), 3, strides=2, padding="same", use_bias=False, name="Conv1")(
-        image
-    )
-    x = _activate(_normalise(x, "bn_Conv1"), "Conv1_relu")
+    x = convolve(image, round_channels(32 * width), "Conv1", padding, kernel=3, stride=2)
+    x = _activate(_normalise(x, "bn_Conv1"), "Conv1_relu", activation)
     for index, (filters, stride) in enumerate(_V2_BLOCKS):
-        x = _inverted_residual(x, _round_channels(filters * width), stride, index)
-    x = layers.Conv2D(_round_channels(1280 * max(width, 1)), 1, use_bias=False, name="Conv_1")(x)
-    x = _activate(_normalise(x, "Conv_1_bn"), "out_relu")
+        x = _inverted_residual(x, round_channels(filters * width), stride, index, padding, activation)
+    x = convolve(x, round_channels(1280 * max(width, 1)), "Conv_1")
+    x = _activate(_normalise(x, "Conv_1_bn"), "out_relu", activation)
     model = keras.Model(image, x, name="mobilenet_v2")
     if weights is not None:
-        copy_by_name(read_twin(keras.applications.MobileNetV2, weights, alpha=width), model)
+        fill(model, keras.applications.MobileNetV2, weights, alpha=width)
     return model
 
 
-def _round_channels(channels):
-    """The multiple of 8 nearest to a number of channels, but no less than nine tenths of it."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-def _inverted_residual(x, filters, stride, index):
+def _inverted_residual(x, filters, stride, index, padding, activation):
     name = f"block_{index}_" if index else "expanded_conv_"
     shortcut = x
     if index:
-        x = layers.Conv2D(x.shape[-1] * _EXPANSION, 1, use_bias=False, name=f"{name}expand")(x)
-        x = _activate(_normalise(x, f"{name}expand_BN"), f"{name}expand_relu")
-    x = layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False, name=f"{name}depthwise")(x)
-    x = _activate(_normalise(x, f"{name}depthwise_BN"), f"{name}depthwise_relu")
-    x = layers.Conv2D(filters, 1, use_bias=False, name=f"{name}project")(x)
-    x = _normalise(x, f"{name}project_BN")
+        x = convolve(x, x.shape[-1] * _EXPANSION, f"{name}expand")
+        x = _activate(_normalise(x, f"{name}expand_BN"), f"{name}expand_relu", activation)
+    x = convolve(x, None, f"{name}depthwise", padding, kernel=3, stride=stride)
+    x = _activate(_normalise(x, f"{name}depthwise_BN"), f"{name}depthwise_relu", activation)
+    x = _normalise(convolve(x, filters, f"{name}project"), f"{name}project_BN")
     return layers.Add(name=f"{name}add")([shortcut, x]) if stride == 1 and shortcut.shape[-1] == filters else x
 
 
@@ -100,5 +91,5 @@ def _normalise(x, name):
     return layers.BatchNormalization(epsilon=1e-3, name=name)(x)
 
 
-def _activate(x, name):
-    return layers.ReLU(6.0, name=name)(x)
+def _activate(x, name, activation):
+    return layers.ReLU(None if activation == "relu" else 6.0, name=name)(x)

@@ -37,6 +37,29 @@ def read_twin(application, weights, classifier=False, **options):
     return _read_file(application, weights, _without_classifier(application, _TWIN_SHAPE, options), options)
 
 
+def fill(model, application, weights, classifier=False, **options):
+    """Fills a network of our own, whose layers have the names of one of keras.applications.
+
+    Args:
+      model: keras.Model.
+      application, weights, classifier, **options: as of read_twin; a file may also be of `model`'s own weights.
+
+    Returns:
+      the keras.Model of keras.applications that the weights came from; None if they were the network's own.
+
+    Raises:
+      DataError: the file fits neither network; names the first differences from the nearer, and the file.
+      EnvironmentFault: as read_twin does.
+    """
+    if weights == "imagenet":
+        twin = _fetch(application, classifier, options)
+    else:
+        twin = _read_file_beside(model, application, weights, options)
+    if twin is not None:
+        copy_by_name(twin, model)
+    return twin
+
+
 def application_model(application, image_shape, weights, **options):
     """Builds a network of keras.applications without its classifier, to be used as it is.
 
@@ -125,24 +148,52 @@ def _without_classifier(application, image_shape, options):
 
 def _read_file(application, path, model, options):
     """Fills `model`, which has no classifier, or a variant with one where the file has one; returns which."""
+    model, differences = _choose_variant(application, path, model, options)
+    _assign(path, model, differences, application.__name__)
+    return model
+
+
+def _read_file_beside(model, application, path, options):
+    """Fills `model` and returns None where the file is its own, else fills and returns a network to copy from."""
+    own = weight_files.find_differences(path, model)
+    if not own:
+        _assign(path, model, own, model.name)
+        return None
+    twin = _without_classifier(application, _TWIN_SHAPE, options)
+    if len(own) < len(weight_files.find_differences(path, twin)):
+        # With a classifier it would be the other way round: none is built, which may be large.
+        raise _misfit(path, own, model.name)
+    twin, differences = _choose_variant(application, path, twin, options)
+    if differences and len(own) <= len(differences):
+        raise _misfit(path, own, model.name)
+    _assign(path, twin, differences, application.__name__)
+    return twin
+
+
+def _choose_variant(application, path, model, options):
+    """`model`, or a variant with a classifier where the file is nearer to that; and how the file differs."""
     differences = weight_files.find_differences(path, model)
     num_classes = _count_classes(path, model) if differences else 0
     if num_classes:
         whole = application(include_top=True, weights=None, classes=num_classes, **options)
         found = weight_files.find_differences(path, whole)
         if len(found) < len(differences):
-            model, differences = whole, found
-    _assign(path, model, differences, application.__name__)
-    return model
+            return whole, found
+    return model, differences
 
 
 def _assign(path, model, differences, name):
+    """Fills the model, or refuses a file that differs."""
     if differences:
-        raise DataError(f"weights do not fit {name}: {weight_files.summarize(differences)}: {shown(path)}")
+        raise _misfit(path, differences, name)
     for weight, array in weight_files.read_weights(path, model):
         weight.assign(array)
     for layer in model.layers:
         _finalize(layer)
+
+
+def _misfit(path, differences, name):
+    return DataError(f"weights do not fit {name}: {weight_files.summarize(differences)}: {shown(path)}")
 
 
 def _count_classes(path, model):

@@ -19,6 +19,9 @@ class Place:
       axes: transposition that turns the file's array into the weight.
       take: indices along the weight's last axis: which of the file's entries it holds, in its order; () for all.
       of: entries that the file has along that axis, where `take` is given.
+      steps: one int an axis of the weight: every n-th entry of the file's is taken, -1 reverses them; () for all.
+      whole: shape of the file's array in the order of the weight's axes, where `steps` leave entries out.
+      value: number that fills the weight where files of the kind have no array for it; None where they have one.
     """
 
     layer: str
@@ -26,6 +29,9 @@ class Place:
     axes: tuple[int, ...] = (0,)
     take: tuple[int, ...] = ()
     of: int = 0
+    steps: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+    value: float | None = None
 
 
 def fill(model, places, shapes, read):
@@ -46,22 +52,31 @@ def fill(model, places, shapes, read):
         for name, place in places.items()
         if place.layer in layers
     }
-    unknown = [f"{shown(name)[:80]} is not part of the network" for name in shapes if name not in places]
+    stored = {name for name, place in places.items() if place.value is None}
+    unknown = [f"{shown(name)[:80]} is not part of the network" for name in shapes if name not in stored]
     _refuse([*_misfits(targets, shapes), *unknown])
-    arrays = {name: _arrange(read(name), place) for name, (_, place) in targets.items()}
+    arrays = {name: _find_array(name, *target, read) for name, target in targets.items()}
     _refuse([f"{name} is not finite" for name, array in arrays.items() if not np.all(np.isfinite(array))])
     for name, (variable, _) in targets.items():
         variable.assign(arrays[name])
 
 
-def _arrange(array, place):
-    array = array.transpose(place.axes)
+def _find_array(name, variable, place, read):
+    if place.value is not None:
+        return np.full(variable.shape, place.value, np.float32)
+    array = read(name).transpose(place.axes)
+    if place.steps:
+        # A copy: the file's array may be 36 times as large, and must not stay in the memory for its sake.
+        array = array[tuple(slice(None, None, step) for step in place.steps)].copy()
     return array[..., list(place.take)] if place.take else array
 
 
 def _misfits(targets, shapes):
     for name, (variable, place) in targets.items():
-        shape = (*variable.shape[:-1], place.of) if place.take else variable.shape
+        if place.value is not None:
+            continue
+        shape = place.whole or variable.shape
+        shape = (*shape[:-1], place.of) if place.take else shape
         expected = tuple(shape[place.axes.index(axis)] for axis in range(len(place.axes)))
         if name not in shapes:
             yield f"{name} is missing"

@@ -30,14 +30,27 @@ def open_safetensors(path):
         raise EnvironmentFault(
             f"safetensors is not installed (pip install safetensors, or the extra ssd_tf[import]): {shown(path)}"
         ) from None
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
+    with contextlib.ExitStack() as stack:
+        with _read_errors(safetensors.SafetensorError):
+            file = stack.enter_context(safetensors.safe_open(path, framework="np"))
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            yield shapes, lambda name: _read(file, name)
+
+        def read(name):
+            with _read_errors(safetensors.SafetensorError):
+                return _read(file, name)
+
+        yield shapes, read
+
+
+@contextlib.contextmanager
+def _read_errors(damage):
+    """Words the errors of reading, and only those: what the caller does with the file open is its own."""
+    try:
+        yield
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else shown(error)[:120]
         raise DataError(f"cannot read: {reason}") from None
-    except safetensors.SafetensorError as error:
+    except damage as error:
         raise DataError(f"cannot read safetensors: {shown(error)[:120]}") from None
 
 

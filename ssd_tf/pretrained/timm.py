@@ -1,20 +1,12 @@
 """Names of timm's weights, and the layers of ours that they belong to."""
 
 from ssd_tf.models import inception
-from ssd_tf.pretrained.places import Place
-
-_TO_HWIO = (2, 3, 1, 0)  # torch's kernels are output, input, height, width
-_BATCH_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
+from ssd_tf.pretrained import torch_layout
 
 
 def is_unused(name):
     """Tells whether an array of timm's has no place in a backbone: the classifier's, and torch's counters."""
-    return name.startswith("last_linear.") or name.endswith(".num_batches_tracked")
+    return name.startswith("last_linear.") or torch_layout.is_counter(name)
 
 
 def inception_v4_places():
@@ -26,7 +18,8 @@ def inception_v4_places():
                 # A pool beside a lone convolution: that one stands for the whole module.
                 part = "conv" if module in ("Mixed_3a", "Mixed_5a") else part
                 layers[f"features.{index}.{part}"] = f"{module}_Branch_{number}_Conv2d_{name}"
-    return {name: place for prefix, layer in layers.items() for name, place in _block(prefix, layer)}
+    blocks = (torch_layout.normalized(f"{prefix}.conv", f"{prefix}.bn", layer) for prefix, layer in layers.items())
+    return {name: place for block in blocks for name, place in block.items()}
 
 
 def _parts(number, steps):
@@ -41,10 +34,3 @@ def _parts(number, steps):
         for index, step in enumerate(steps):
             if not isinstance(step, str):
                 yield f"branch{number}.{index}" if len(steps) > 1 else f"branch{number}", step[0]
-
-
-def _block(prefix, layer):
-    """The places of a convolution and its batch norm."""
-    yield f"{prefix}.conv.weight", Place(layer, "kernel", _TO_HWIO)
-    for theirs, ours in _BATCH_NORM.items():
-        yield f"{prefix}.bn.{theirs}", Place(f"{layer}_bn", ours)

@@ -117,6 +117,46 @@ def test_equal_to_pytorch_ssds_priors(golden, name, file):
     np.testing.assert_allclose(boxes[:, [1, 0, 3, 2]], expected, atol=1e-6)
 
 
+def test_anchors_of_the_tf_api():
+    """The 1917 of its 300 x 300 SSDs: published count, corner sums, first cell and last anchor."""
+    spec = anchors.resolve_spec(6, "tf_od")
+    assert anchors.num_anchors_per_cell(spec) == (3, 6, 6, 6, 6, 6)
+    made = anchors.make_anchors(spec, MOBILE300_MAPS, (300, 300))
+    assert made.shape == (1917, 4) and made.dtype == np.float32
+    sums = made.astype(np.float64).sum(axis=0)
+    np.testing.assert_allclose(sums, [674.216, 674.219, 1242.784, 1242.781], atol=6e-4)
+    first = [
+        [-0.023684, -0.023684, 0.076316, 0.076316],
+        [-0.044395, -0.115106, 0.097026, 0.167737],
+        [-0.115106, -0.044395, 0.167737, 0.097026],
+    ]
+    np.testing.assert_allclose(made[:3], first, atol=1e-6)
+    np.testing.assert_allclose(made[-1], [0.01266, 0.01266, 0.98734, 0.98734], atol=1e-5)
+    # The first cell of the second level, by hand: height and width from size .35 and ratios 1, 2, 1/2, 3, .3333.
+    second = ops.to_centre_size(made[3 * 19 * 19 :][:6].astype(np.float64))
+    np.testing.assert_allclose(second[:, :2], np.full((6, 2), 0.05), atol=1e-6)
+    roots = np.sqrt([1, 2, 0.5, 3, 0.3333])
+    expected = [*zip(0.35 / roots, 0.35 * roots), (np.sqrt(0.35 * 0.5),) * 2]
+    np.testing.assert_allclose(second[:, 2:], expected, atol=1e-6)
+
+
+def test_lowest_level_of_the_tf_api_has_three_shapes_whatever_its_ratios():
+    spec = anchors.resolve_spec(2, "tf_od", sizes=(0.2, 0.4, 0.9), ratios=((2.0, 3.0), (2.0,)))
+    assert anchors.num_anchors_per_cell(spec) == (3, 4)
+    boxes = centre_size(spec, [(2, 2), (1, 1)], 64)
+    assert len(boxes) == 4 * 3 + 4
+    root = math.sqrt(2)
+    reduced = [[0.1, 0.1], [0.2 / root, 0.2 * root], [0.2 * root, 0.2 / root]]
+    np.testing.assert_allclose(boxes[:3, 2:], reduced, atol=1e-7)
+    wide_and_tall = [[0.4, 0.4], [0.4 / root, 0.4 * root], [0.4 * root, 0.4 / root], [0.6, 0.6]]
+    np.testing.assert_allclose(boxes[12:, 2:], wide_and_tall, atol=1e-7)
+
+
+def test_unknown_order_is_named():
+    with pytest.raises(ConfigError, match="anchors: order 'tf' is none of caffe, tf_od"):
+        anchors.chain((0.1, 0.2), [()], order="tf")
+
+
 def test_non_square_images_keep_shapes_square_in_pixels():
     spec = anchors.chain((0.5, 0.5), [(4.0,)])
     boxes = anchors.make_anchors(spec, [(1, 2)], (100, 200)) * [100, 200, 100, 200]

@@ -35,6 +35,7 @@ FLAGS = {
         *("output", "num_images", "image_size", "classes", "seed", "overwrite", "objects", "backgrounds"),
         *("scale", "num_objects", "max_tilt", "mirror"),
     },
+    "import_weights": {"source", "weights", "run_dir", "output", "labels", "base_url", "list"},
 }
 NAMES = {
     "convert": "ssd_image_to_tf",
@@ -42,6 +43,7 @@ NAMES = {
     "test": "ssd-test",
     "demo": "ssd-demo",
     "synthesize": "ssd-synthesize",
+    "import_weights": "ssd-import",
 }
 COMMANDS = sorted(FLAGS)
 
@@ -108,6 +110,7 @@ def test_version(module, repository):
         ("test", "--metrc=x", "metric"),
         ("demo", "--score_treshold=0.5", "score_threshold"),
         ("synthesize", "--num_image=5", "num_images"),
+        ("import_weights", "--soruce=x", "source"),
     ],
 )
 def test_mistyped_flag(module, flag, near):

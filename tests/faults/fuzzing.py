@@ -10,12 +10,16 @@ import json
 import re
 import resource
 import struct
+import sys
+import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import google_crc32c
 import h5py
@@ -29,10 +33,14 @@ from ssd_tf.annotations import coco, voc
 from ssd_tf.api import evaluate
 from ssd_tf.boxes import anchors
 from ssd_tf.data import augment, targets
-from ssd_tf.errors import SsdError
+from ssd_tf.errors import DataError, SsdError
+from ssd_tf.pretrained import tf_checkpoint, tf_od, torch_file
 from ssd_tf.records import damage, normalise, reader, schema
 from ssd_tf.structures import Example, LabelMap
 from ssd_tf.training import callbacks
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "pretrained"))
+import torch_writer
 
 MAX_SECONDS = 1.0
 MAX_BYTES = 200 << 20
@@ -373,6 +381,24 @@ def mutate_shard(rng, data):
     return data[: max(start, end)] + data[min(start, end) :]
 
 
+def mutate_archive(rng, data):
+    """Changes the content of a member of a zip archive and packs it soundly; other files are flipped."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [[name, archive.read(name)] for name in archive.namelist()]
+    except Exception:  # an earlier mutation broke it
+        return _flip(rng, data)
+    if not members:
+        return _flip(rng, data)
+    member = members[rng.integers(len(members)) if rng.random() < 0.3 else 0]
+    member[1] = _MUTATIONS[rng.integers(len(_MUTATIONS))](rng, member[1])
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
 # --- seeds ----------------------------------------------------------------------------------------
 
 
@@ -568,6 +594,85 @@ def weights_seeds():
     return [buffer.getvalue()]
 
 
+def torch_seeds():
+    """A state dict and a training checkpoint in both formats of torch."""
+    halves = torch_writer.Stored("1", "Half", np.arange(6, dtype="<f2"))
+    counts = torch_writer.Stored("2", "Long", np.arange(3, dtype="<i8"))
+    seeds = []
+    for old in (False, True):
+        seeds.append(torch_writer.write_state({"a.weight": np.ones((2, 3)), "a.bias": np.zeros(3)}, old))
+        tensors = {
+            "module.a": torch_writer.tensor(halves.pointer(old), (3, 2), (1, 3)),
+            "module.b": torch_writer.tensor(halves.pointer(old, ("x", 2, 4) if old else None), (2,), (2,), 1),
+            "module.c": torch_writer.tensor(counts.pointer(old), ()),
+        }
+        content = {"epoch": 2, "lr": [0.5, None], "state_dict": tensors}
+        seeds.append(torch_writer.write(content, [halves, counts], old))
+    return seeds
+
+
+# Two convolutions' worth of arrays of a detector that they do not make up.
+_ARRAYS_OF_A_GRAPH = {
+    "FeatureExtractor/MobilenetV2/Conv/weights": np.ones((1, 1, 3, 2), np.float32),
+    "FeatureExtractor/MobilenetV2/Conv/BatchNorm/batchnorm/sub": np.zeros(2, np.float32),
+    "Preprocessor/map/while/ResizeImage/stack": np.array([320, 256], np.int32),
+    "MultipleGridAnchorGenerator/Sqrt/x": np.array([1, 2, 0.5], np.float32),
+}
+_TFJS_SHARD = "group1-shard1of1"
+
+
+def tfjs_seeds():
+    """A model.json whose shard is _TFJS_SHARD, as it is and quantised."""
+    types = {"f": "float32", "i": "int32"}
+    weights = [
+        {"name": name, "shape": list(array.shape), "dtype": types[array.dtype.kind]}
+        for name, array in _ARRAYS_OF_A_GRAPH.items()
+    ]
+    nodes = [{"name": "a", "op": "FusedBatchNorm", "attr": {"epsilon": {"f": 0.001}}}, {"name": "b", "op": "Relu"}]
+    group = {"paths": [_TFJS_SHARD], "weights": weights}
+    whole = {"modelTopology": {"node": nodes}, "weightsManifest": [group]}
+    quantised = copy.deepcopy(whole)
+    entry = quantised["weightsManifest"][0]["weights"][0]
+    entry.update(shape=[1, 1, 6, 4], quantization={"dtype": "uint8", "scale": 0.1, "min": -1})
+    return [json.dumps(content).encode() for content in (whole, quantised)]
+
+
+def graph_seeds():
+    """A frozen graph with constants of several types, and one with repeated values."""
+    graph = tf.compat.v1.GraphDef()
+    for name, array in {**_ARRAYS_OF_A_GRAPH, "d": np.ones(2), "t": np.array("x"), "e": np.float16(2)}.items():
+        node = graph.node.add(name=name, op="Const")
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(array))
+    graph.node.add(name="n", op="FusedBatchNormV3").attr["epsilon"].f = 0.001
+    repeated = copy.deepcopy(graph)
+    tensor = repeated.node[0].attr["value"].tensor
+    tensor.ClearField("tensor_content")
+    tensor.float_val.append(2.0)
+    return [graph.SerializeToString(deterministic=True), repeated.SerializeToString(deterministic=True)]
+
+
+def _checkpoint_parts(version):
+    """{ending: bytes} of the files of a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            arrays = {**_ARRAYS_OF_A_GRAPH, "a": np.float32(1), "a/Momentum": np.float32(1)}
+            made = [tf.compat.v1.get_variable(name, initializer=array) for name, array in arrays.items()]
+            session.run(tf.compat.v1.global_variables_initializer())
+            saver = tf.compat.v1.train.Saver(made, write_version=version)
+            saver.save(session, f"{folder}/fuzzed", write_meta_graph=False, write_state=False)
+        return {path.name.removeprefix("fuzzed"): path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def checkpoint_seeds():
+    """A checkpoint of the older format."""
+    return [_checkpoint_parts(tf.compat.v1.train.SaverDef.V1)[""]]
+
+
+def checkpoint_index_seeds():
+    """The index of a checkpoint of the newer format."""
+    return [_checkpoint_parts(tf.compat.v1.train.SaverDef.V2)[".index"]]
+
+
 # --- readers --------------------------------------------------------------------------------------
 
 
@@ -755,6 +860,54 @@ def read_weights(folder, data):
     weight_files.check_weights_file(_write(folder, "fuzzed.h5", data))
 
 
+def read_torch(folder, data):
+    """Reads all tensors of a .pth file."""
+    path = _write(folder, "fuzzed.pth", data)
+    try:
+        with torch_file.open_tensors(path) as (shapes, read):
+            assert shapes
+            for name, shape in shapes.items():
+                array = read(name)
+                assert isinstance(name, str) and array.shape == shape and array.dtype == np.float32
+    except DataError as error:
+        raise DataError(f"{error}: {path.name}") from None  # as every caller does
+
+
+def _read_arrays_of(open_file, path):
+    """Reads all arrays of a file as an import does."""
+    try:
+        with open_file(path) as (shapes, read):
+            for name, shape in shapes.items():
+                array = read(name)
+                assert isinstance(name, str) and array.shape == shape and array.dtype == np.float32
+    except DataError as error:
+        raise DataError(f"{error}: {path.name}") from None  # as every caller does
+
+
+def read_tfjs(folder, data):
+    """Reads a TensorFlow.js model with a strange model.json."""
+    _write(folder, _TFJS_SHARD, b"".join(array.tobytes() for array in _ARRAYS_OF_A_GRAPH.values()))
+    _read_arrays_of(tf_od.open_tfjs, _write(folder, "fuzzed.json", data))
+
+
+def read_graph(folder, data):
+    """Reads a frozen graph."""
+    _read_arrays_of(tf_od.open_tf_od, _write(folder, "fuzzed.pb", data))
+
+
+def read_checkpoint(folder, data):
+    """Reads a checkpoint of the older format."""
+    _read_arrays_of(tf_checkpoint.open_checkpoint, _write(folder, "fuzzed.ckpt", data))
+
+
+def read_checkpoint_index(folder, data):
+    """Reads a checkpoint of the newer format with a strange index."""
+    ending = ".data-00000-of-00001"
+    if not (folder / f"fuzzed{ending}").exists():
+        _write(folder, f"fuzzed{ending}", _checkpoint_parts(tf.compat.v1.train.SaverDef.V2)[ending])
+    _read_arrays_of(tf_checkpoint.open_checkpoint, _write(folder, "fuzzed.index", data))
+
+
 PARSERS = {
     "voc": Parser(voc_seeds, read_voc, structured=mutate_elements),
     "coco": Parser(coco_seeds, read_coco, structured=mutate_json),
@@ -772,4 +925,9 @@ PARSERS = {
     "log": Parser(log_seeds, read_log, structured=mutate_lines),
     "arrays": Parser(arrays_seeds, read_arrays),
     "weights": Parser(weights_seeds, read_weights),
+    "torch": Parser(torch_seeds, read_torch, structured=mutate_archive),
+    "tfjs": Parser(tfjs_seeds, read_tfjs, structured=mutate_json),
+    "frozen_graph": Parser(graph_seeds, read_graph),
+    "checkpoint": Parser(checkpoint_seeds, read_checkpoint),
+    "checkpoint_index": Parser(checkpoint_index_seeds, read_checkpoint_index),
 }

@@ -68,6 +68,38 @@ def test_boxes_are_clipped_before_they_are_compared():
     np.testing.assert_allclose(boxes[0, 0], [0, 0, 0.5, 0.5], atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"nms": "diou"}, {"class_agnostic": True}])
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # Equal inside the image; with what lies outside, .25 / 2.25 of their union is common.
+        ([(-1, 0.5), (0, 0.5)], {"before": [0.5], "after": [0.5, 0.5]}),
+        # Inside .1 / .4 is common, with what lies outside 3.1 / 3.4.
+        ([(-3, 0.1), (-3, 0.4)], {"before": [0.1, 0.4], "after": [0.1]}),
+    ],
+)
+def test_boxes_can_be_clipped_after_they_are_compared(rows, expected, options):
+    """As the TF Object Detection API does; either way what comes out is inside the image."""
+    columns = {-1: (-1, 0.5), 0: (0, 0.5), -3: (0, 0.5)}
+    anchors = np.float32([[top, columns[top][0], bottom, columns[top][1]] for top, bottom in rows])
+    outputs = outputs_of([[0.2, 0.8], [0.3, 0.7]], np.zeros((2, 4)))
+    for clip, bottoms in expected.items():
+        settings = PostprocessConfig(score_threshold=0.1, nms_iou=0.45, max_detections=5, clip=clip, **options)
+        boxes, scores, _, counts = (x[0] for x in run(outputs, anchors, settings))
+        assert counts == len(bottoms)
+        np.testing.assert_allclose(boxes[:counts], [[0, 0, bottom, 0.5] for bottom in bottoms], atol=1e-6)
+        np.testing.assert_allclose(scores[:counts], [0.8, 0.7][:counts], rtol=1e-5)
+        assert boxes.min() >= 0 and boxes.max() <= 1
+
+
+def test_decoded_boxes_are_cut_only_where_asked():
+    anchors = np.float32([[-0.5, 0.25, 0.5, 1.5]])
+    outputs = {"class_logits": np.zeros((1, 1, 2), np.float32), "box_deltas": np.zeros((1, 1, 4), np.float32)}
+    for clip, expected in ((True, [0, 0.25, 0.5, 1]), (False, [-0.5, 0.25, 0.5, 1.5])):
+        boxes, _ = decode_scores(outputs, anchors, True, clip)
+        np.testing.assert_allclose(boxes[0, 0], expected, atol=1e-6)
+
+
 def test_extreme_outputs_stay_finite():
     anchors = np.float32([[0.4, 0.4, 0.6, 0.6]])
     outputs = {"class_logits": np.float32([[[-1e30, 1e30]]]), "box_deltas": np.float32([[[0, 0, 1e30, 1e30]]])}

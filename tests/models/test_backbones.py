@@ -160,9 +160,22 @@ def test_width_is_keras_alpha(build_ours, application, width):
     assert shapes[0] == shapes[1]
 
 
-def test_width_of_a_backbone_that_has_none():
-    with pytest.raises(ConfigError, match=r"model\.width: vgg16 has no width multiplier"):
-        feature_extractor(make_config("vgg16", model__width=0.5).model)
+@pytest.mark.parametrize(
+    ("backbone", "option", "value"),
+    [
+        ("vgg16", "width", 0.5),
+        ("vgg16", "padding", "symmetric"),
+        ("vgg16", "activation", "relu6"),
+        ("vgg16", "reduced_tail", True),
+        ("mobilenet_v1", "tap_norm", "bn"),
+        ("mobilenet_v3_large", "activation", "relu"),
+        ("tiny_ssd", "padding", "symmetric"),
+    ],
+)
+def test_option_of_a_backbone_that_does_not_have_it(backbone, option, value):
+    with pytest.raises(ConfigError) as error:
+        feature_extractor(make_config(backbone, **{f"model__{option}": value}).model)
+    assert str(error.value) == f"model.{option}={value}: {backbone} has no such option"
 
 
 def test_vgg16_is_keras_own(weights):

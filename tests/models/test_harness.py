@@ -11,11 +11,17 @@ from ssd_tf.models import registry
 # Variants of another depth have the same code: their names and shapes are tested where they are particular.
 DEPTHS = {"resnet101", "resnet152", "resnet101_v2", "resnet152_v2"}
 BACKBONES = [name for name in registry.list_backbones() if name not in DEPTHS]
+# As networks that were trained elsewhere are built.
+TORCH = {
+    "mobilenet_v2 of torch": {"model__padding": "symmetric", "model__activation": "relu"},
+    "mobilenet_v3_large of torch": {"model__padding": "symmetric", "model__reduced_tail": True},
+    "vgg16 of torch": {"model__tap_norm": "bn", "model__norm_epsilon": 1e-5},
+}
 OWN = "my_net"  # of the plugin that the README shows
 SIDE = 160
 
 
-@pytest.fixture(scope="module", params=[*BACKBONES, OWN])
+@pytest.fixture(scope="module", params=[*BACKBONES, *TORCH, OWN])
 def built(request, repository):
     """(Detector, Config) of a backbone, untrained."""
     with pytest.MonkeyPatch.context() as patch:
@@ -23,7 +29,7 @@ def built(request, repository):
         if request.param == OWN:
             plugins.load(repository / "docs" / "my_backbone.py")
         keras.utils.set_random_seed(2)
-        config = make_config(request.param, SIDE)
+        config = make_config(request.param.split()[0], SIDE, **TORCH.get(request.param, {}))
         yield build.build(config), config
 
 

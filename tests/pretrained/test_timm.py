@@ -1,11 +1,9 @@
 """Inception V4 filled from a file with timm's names computes what timm's does."""
 
-import json
-import zlib
-
 import keras
 import numpy as np
 import pytest
+from golden_cases import assert_near, read_shapes, read_values, seeded
 from safetensors.numpy import save_file
 
 from ssd_tf import config as configs
@@ -17,22 +15,9 @@ from ssd_tf.pretrained import importers, timm
 MODULES = [*(f"Conv2d_{name}" for name, *_ in inception.STEM), *inception.MODULES]
 
 
-def seeded(key, shape):
-    """The golden files' weights: a function of key and shape alone."""
-    value = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-    if key.endswith("running_var"):
-        return np.abs(value) * np.float32(0.1) + 1
-    if key.endswith("running_mean"):
-        return value * np.float32(0.1)
-    if len(shape) == 1:
-        return 1 + np.float32(0.1) * value if key.endswith("weight") else np.float32(0.05) * value
-    return value * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-
-
 @pytest.fixture(scope="module")
 def arrays(golden):
-    shapes = json.loads((golden / "timm_inception_v4_state_dict_shapes.json").read_text())
-    return {key: seeded(key, tuple(shape)) for key, shape in shapes.items()}
+    return {key: seeded(key, shape) for key, shape in read_shapes(golden, "timm_inception_v4").items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +61,9 @@ def run(network, side):
     return {name: np.asarray(value)[0] for name, value in network(picture(side) / np.float32(127.5) - 1).items()}
 
 
-def assert_near(found, expected, what, tolerance=1e-4):
-    assert found.shape == expected.shape, what
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=what)
-
-
 @pytest.fixture(scope="module")
 def reference(golden):
-    with np.load(golden / "timm_inception_v4.npz") as values:
-        return dict(values)
+    return read_values(golden, "timm_inception_v4")
 
 
 def test_every_tensor_has_a_place_of_its_own(arrays):
