@@ -58,7 +58,7 @@ def open_checkpoint(path, averages=False):
         with _reading(prefix):
             array = reader.get_tensor(stored[name])
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused later
-            return array.astype(np.float32)
+            return array.astype(np.float32, copy=False)
 
     yield {name: shapes[source] for name, source in sorted(stored.items())}, read
 

@@ -37,7 +37,7 @@ _MOST_SHAPES = 100
 _EPSILON = 1e-3
 _TOLERANCE = 1e-4  # of anchors and of the numbers that they are made from
 _RESIZED_TO = re.compile(r"Preprocessor/(?:.*/)?ResizeImage/(?:stack|size|resize/size)")
-# The postprocessing's own numbers, where all boxes are looked at; the training's are those of our SSDLite recipe.
+# The postprocessing's own numbers; the training's are those of our SSDLite recipe.
 _SETTINGS = (
     "model.weights=none",
     "model.preprocessing=tf",
@@ -50,7 +50,6 @@ _SETTINGS = (
     "postprocess.clip=after",
     "postprocess.score_threshold=1e-8",
     "postprocess.nms_iou=0.6",
-    "postprocess.topk_candidates=1917",
     "postprocess.max_detections=100",
     "train.batch_size=16",
     "train.epochs=28",
@@ -170,6 +169,7 @@ def settings(shapes):
     width = _last(shapes, f"{_BODY}/{body}/{layer}/weights") / channels
     if _count_anchors(shapes, 0) != 3:
         raise DataError("not 3 anchors on a cell of the finest level (reduce_boxes_in_lowest_layer)")
+    size = shapes.get(_INPUT, _IMAGE_SIZE)[:2]
     extras = _find_extras(shapes, body)
     chain = [[_last(shapes, f"{extras[part, level, '']}/weights") for part in "12"] for level in "2345"]
     return (
@@ -177,10 +177,11 @@ def settings(shapes):
         f"model.backbone={backbone}",
         f"model.width={width}",
         f"model.taps={taps}",
-        "model.image_size={},{}".format(*shapes.get(_INPUT, _IMAGE_SIZE)),
+        f"model.image_size={size[0]},{size[1]}",
         f"model.heads={_head_kind(shapes)}",
         f"model.extras={'separable' if ('2', '2', '_depthwise') in extras else 'conv'}",
         f"model.extras_chain={[[*channels, 3, 2, -1] for channels in chain]}",
+        f"postprocess.topk_candidates={len(_usual_anchors(size))}",
     )
 
 

@@ -405,7 +405,9 @@ def test_graph_tells_the_image_size(shapes):
 @pytest.mark.parametrize("size", [(300, 300), (320, 320), (256, 500)])
 def test_anchors_follow_the_image_size(shapes, size):
     overrides = [*TF_OD.settings({**shapes, tf_od._INPUT: (*size, 3)}), "model.num_classes=1"]
-    expected = build.build_anchors(configs.load_config(None, overrides))
+    config = configs.load_config(None, overrides)
+    expected = build.build_anchors(config)
+    assert config.postprocess.topk_candidates == len(expected)  # all boxes are looked at
     graph = small_graph(Postprocessor__ExpandDims=expected[None], Preprocessor__ResizeImage__stack=size)
     assert tf_od._checked(graph)[0][tf_od._INPUT] == (*size, 3)
     graph = small_graph(Postprocessor__ExpandDims=expected[None] + 1e-3, Preprocessor__ResizeImage__stack=size)
