@@ -221,6 +221,8 @@ class Config:
             raise ConfigError(
                 f"model.background_columns: loss.classification={self.loss.classification} has no background"
             )
+        if model.dual_path and model.padding != "same":
+            raise ConfigError("model.dual_path takes the rows and columns that model.padding=same would")
         if model.heads == "shared" and model.last_head != "same":
             raise ConfigError("model.last_head: shared heads are the same on every level")
         if self.loss.classification == "focal" and self.loss.min_negatives:
@@ -424,7 +426,8 @@ def check_resume(old, new):
         section, name = key.split(".")
         before, after = getattr(getattr(old, section), name), getattr(getattr(new, section), name)
         if before != after and not item.metadata.get("resumable"):
-            raise ConfigError(f"cannot resume: {key} {_text(before)} → {_text(after)} (start a new run_dir, or --init_from)")
+            change = f"{key} {_text(before)} → {_text(after)}"
+            raise ConfigError(f"cannot resume: {change} (start a new run_dir, or --init_from)")
 
 
 def _text(value):

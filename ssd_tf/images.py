@@ -328,7 +328,7 @@ def resize(image, size, rule="bilinear"):
 
     if rule == "bilinear_tf1":
         image = tf.cast(image, tf.float32)[None]
-        return tf.compat.v1.image.resize_bilinear(image, size)[0]
+        return tf.raw_ops.ResizeBilinear(images=image, size=size, half_pixel_centers=False)[0]
     return tf.image.resize(image, size)
 
 

@@ -344,6 +344,8 @@ def test_dump_and_load_is_the_identity(values):
         values["model"]["input_mean"] = (1.0, 2.0, 3.0)
     if values["model"].get("heads") == "shared":
         values["model"]["last_head"] = "same"
+    if values["model"].get("dual_path"):
+        values["model"]["padding"] = "same"
     config = configs.from_dict(values, "values")
     assert all(read(config, f"{s}.{n}") == value for s, leaves in values.items() for n, value in leaves.items())
     dumped = json.loads(json.dumps(configs.to_dict(config), allow_nan=False))
@@ -389,6 +391,10 @@ def test_focal_loss_mines_nothing():
         (
             ["model.background_columns=2", "loss.classification=focal"],
             "model.background_columns: loss.classification=focal has no background",
+        ),
+        (
+            ["model.padding=symmetric", "model.dual_path=true"],
+            "model.dual_path takes the rows and columns that model.padding=same would",
         ),
         (
             ["model.heads=shared", "model.last_head=conv1x1"],

@@ -20,7 +20,7 @@ def box_places(names, layer, num_anchors, order, axes):
 
 
 def class_places(names, layer, num_anchors, classes, axes):
-    """Returns the places of a level's last class layer; `classes` is a source.Classes, the rest as of box_places."""
+    """Returns the places of a level's last class layer; `classes`: source.Classes, the rest as of box_places."""
     return _places(names, layer, num_anchors, classes.order, classes.total, axes)
 
 
