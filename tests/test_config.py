@@ -333,6 +333,11 @@ def sections():
     return st.fixed_dictionaries(tables)
 
 
+def test_dual_path_needs_the_padding_that_its_rows_are_taken_by():
+    with pytest.raises(ConfigError, match=r"model\.dual_path takes the rows and columns that model\.padding=same"):
+        configs.load_config(None, ["model.padding=symmetric", "model.dual_path=true"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(sections())
 def test_dump_and_load_is_the_identity(values):
@@ -391,10 +396,6 @@ def test_focal_loss_mines_nothing():
         (
             ["model.background_columns=2", "loss.classification=focal"],
             "model.background_columns: loss.classification=focal has no background",
-        ),
-        (
-            ["model.padding=symmetric", "model.dual_path=true"],
-            "model.dual_path takes the rows and columns that model.padding=same would",
         ),
         (
             ["model.heads=shared", "model.last_head=conv1x1"],

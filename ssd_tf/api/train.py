@@ -73,12 +73,10 @@ def train(
         losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train, deterministic)
         lines = [
-            *_start_lines(config, detector.model, records, origin),
+            *_start_lines(config, detector.model, records, origin, deterministic),
             *(str(w.message) for w in caught),
             *beyond_reach,
         ]
-        if deterministic and config.train.jit_compile:
-            lines.append("train.jit_compile is off under --deterministic")
         for line in lines:
             write_line(line)
         if check_anchors:
@@ -114,7 +112,7 @@ def resolve(config, records):
     return configs.resolve_steps(dataset.with_classes(config, records), records.num_examples)
 
 
-def _start_lines(config, model, records, origin):
+def _start_lines(config, model, records, origin, deterministic):
     settings = config.train
     epochs = settings.steps * settings.batch_size / records.num_examples
     yield (
@@ -127,6 +125,8 @@ def _start_lines(config, model, records, origin):
     )
     if settings.freeze_batch_norm and config.model.weights == "none" and not origin:
         yield "the backbone has no weights but frozen batch norms: consider --set train.freeze_batch_norm=false"
+    if deterministic and settings.jit_compile:
+        yield "train.jit_compile is off under --deterministic"
     if settings.batch_size > records.num_examples:
         repeated = settings.batch_size - records.num_examples
         yield f"{repeated} examples repeat inside a batch of {settings.batch_size} (train.batch_size)"
