@@ -1,5 +1,6 @@
 """The run directory: pointers, damage, pruning, resuming, locking."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -409,3 +410,23 @@ def test_no_training_goes_on_in_an_imported_run(tmp_path):
         f"{path} was imported from somebody: no training goes on in it; start one from it with "
         f"--init_from={path} and another --run_dir"
     )
+
+
+def test_latest_appears_last(tmp_path, monkeypatch):
+    order, commit = [], fileio.commit
+    with runs.new_run(tmp_path / "run") as draft:
+        write_whole(draft)
+        monkeypatch.setattr(fileio, "commit", lambda old, new: (order.append(new.name), commit(old, new)))
+    assert sorted(order[:-1]) == ["config.json", "label_map.json", "step-00000000"] and order[-1] == "LATEST"
+
+
+def test_what_another_process_wrote_meanwhile_is_kept(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def lock(path):
+        (path / "config.json").write_text("theirs")
+        yield
+
+    monkeypatch.setattr(fileio, "directory_lock", lock)
+    with pytest.raises(ConfigError, match="is not empty"), runs.new_run(tmp_path / "run"):
+        pytest.fail("nothing may be done")
+    assert (tmp_path / "run" / "config.json").read_text() == "theirs"

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import ssd_tf
 from ssd_tf import runs
+from ssd_tf.api import import_weights
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import detector
@@ -228,3 +229,18 @@ def test_source_without_a_known_file(monkeypatch, tmp_path):
     )
     _, out, _ = call("import_weights", "--list")
     assert "    no file to download is known: --weights says where it lies" in out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "expected"),
+    [
+        ("torchvision_ssd300_vgg16", 91, (80, 11)),
+        ("torchvision_ssdlite320_mobilenet_v3_large", 91, (80, 11)),
+        ("amdegroot_ssd300", 21, (20, 1)),
+    ],
+)
+def test_columns_without_a_class_are_background_of_the_run(name, columns, expected):
+    source = sources.get_source(name)
+    config = import_weights._make_config(source, {}, classes.choose_classes(source, columns))
+    assert (config.model.num_classes, config.model.background_columns) == expected
+    assert config.model.weights == "none"
