@@ -9,7 +9,6 @@ from ssd_tf.pretrained import torch_layout as layout
 from ssd_tf.pretrained.source import DetectorSource, Download
 
 _URL = "https://storage.googleapis.com/models-hao/"
-_LABELS = Download(f"{_URL}voc-model-labels.txt")
 _CLASS_MODULE, _BOX_MODULE = "classification_headers", "regression_headers"
 _MOBILE_ANCHORS = 6
 _NUM_LEVELS = 6
@@ -174,7 +173,7 @@ def _source(name, summary, file, settings, places, columns, opener=torch_file.op
         is_unused=layout.is_counter,
         has_background=True,
         classes="voc",
-        downloads=(Download(f"{_URL}{file}"), _LABELS),
+        downloads=(Download(f"{_URL}{file}"),),
     )
 
 

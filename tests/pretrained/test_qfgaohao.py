@@ -95,8 +95,3 @@ def test_bias_that_does_not_fit_its_mean(monkeypatch, shapes):
     """Nothing is made of it, so that what is left in the file is named as unknown."""
     with open_file(monkeypatch, shapes) as (found, _):
         assert found == shapes
-
-
-def test_labels_come_with_every_file():
-    for source in FILES:
-        assert source.downloads[1].url == "https://storage.googleapis.com/models-hao/voc-model-labels.txt"
