@@ -253,6 +253,13 @@ def load_config(recipe=None, overrides=()):
     return _changed(values, overrides, recipe or "config")
 
 
+def check_overrides(overrides):
+    """Raises ConfigError for an unknown key, a wrong type or a value out of range; names the key."""
+    for override in overrides:
+        key, value = _parse_override(override)
+        settings.check(key, _leaves()[key], value)
+
+
 def adapt(config, overrides):
     """Returns the Config of a new training that takes over another one's settings, but not its classes.
 

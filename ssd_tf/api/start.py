@@ -14,6 +14,7 @@ from ssd_tf.training import transfer, unfold
 REPORT = "init_from.json"
 _IMAGES = 64  # that statistics are measured on
 _NUM_SHOWN = 6  # tensors that the console names
+_NEAR_MEAN, _NEAR_SCALE = 2.0, 0.05  # grey levels, and a fraction: inputs that weights do not tell apart
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Origin:
 def open_origin(init_from, run_dir):
     """Opens the run of --init_from.
 
+    Returns:
+      Origin; None where `run_dir` holds a training that goes on: it needs none.
+
     Raises:
       ConfigError: it is the run directory itself. DataError: not a run, or no sound checkpoint.
     """
     if Path(init_from).resolve() == Path(run_dir).resolve():
         raise ConfigError(f"--init_from and --run_dir are the same: a run goes on without --init_from: {run_dir}")
+    if runs.latest_name(run_dir):
+        return None
     run = runs.open_run(init_from)
     found = runs.find_checkpoint(run.path)
     if found is None:
@@ -39,17 +45,20 @@ def open_origin(init_from, run_dir):
     return Origin(run, found)
 
 
-def make_config(config, origin, overrides):
-    """Returns the Config of a training: the given one, or that of its origin with overrides.
+def make_config(config, init_from, run_dir, overrides):
+    """Returns the Config of a training: the given one, or with overrides its own earlier one or its origin's.
 
     Raises:
-      ConfigError: neither is given, or an override cannot be.
+      ConfigError: neither a config nor an origin, or overrides for a given config, or one that cannot be.
     """
-    if config is None and origin is None:
+    if config is None and not init_from:
         raise ConfigError("a training needs a config, or init_from")
     if config is None:
-        return configs.adapt(origin.run.config, overrides)
-    return configs.replace(config, model__weights="none") if origin else config
+        earlier = run_dir if runs.latest_name(run_dir) else init_from
+        return configs.adapt(runs.open_run(earlier).config, overrides)
+    if overrides:
+        raise ConfigError("overrides are for the config of init_from: give them to load_config instead")
+    return configs.replace(config, model__weights="none") if init_from else config
 
 
 def prepare(detector, config, records, origin, run_dir, write_line):
@@ -64,12 +73,13 @@ def prepare(detector, config, records, origin, run_dir, write_line):
       write_line: function (text) for the console.
 
     Raises:
-      DataError: no weight of the origin's backbone fits.
+      ConfigError: the network expects another input than the origin's. DataError: no weights of its backbone fit.
     """
+    (run_dir / REPORT).unlink(missing_ok=True)
     if origin:
         result = _load(detector.model, config, records, origin)
         fileio.write_json(run_dir / REPORT, {"run": str(origin.run.path), **vars(result)})
-        for line in _describe(result, origin):
+        for line in (*_describe(result, origin), *_find_changes(origin.run.config.model, config.model)):
             write_line(line)
     if unfold.find_folded(detector.model):
         stream = pipeline.training_stream(records, detector.anchors, config)
@@ -82,18 +92,40 @@ def prepare(detector, config, records, origin, run_dir, write_line):
 def _load(model, config, records, origin):
     before = origin.run.config
     source = build.build(before, load_weights=False).model
+    _check_input(source, model)
     checkpoints.load_weights(origin.checkpoint, source)
     columns = [
         transfer.Columns(names, part.model.background_columns if part.loss.has_background else 0)
         for names, part in ((origin.run.label_map.names, before), (records.label_map.names, config))
     ]
     result = transfer.transfer_weights(source, model, *columns)
-    if not any(name.startswith("backbone/") for name in result.loaded):  # heads alone know nothing
+    # Heads alone know nothing.
+    if not any(name.startswith("backbone/") and name.endswith("kernel") for name in result.loaded):
         raise DataError(
             f"--init_from has nothing in common with this network ({before.model.backbone}, here "
             f"{config.model.backbone}): {shown(origin.run.path)}"
         )
     return result
+
+
+def _check_input(source, target):
+    """Raises ConfigError if the weights have learned from pixels that the network is not given."""
+    before, here = (model.get_layer("preprocess") for model in (source, target))
+    means = all(abs(one - other) <= _NEAR_MEAN for one, other in zip(before.mean, here.mean, strict=True))
+    scales = all(abs(one / other - 1) <= _NEAR_SCALE for one, other in zip(before.scale, here.scale, strict=True))
+    if (before.reverse, True, True) != (here.reverse, means, scales):
+        raise ConfigError(
+            "--init_from: its weights expect another input (channels, mean or scale) than this config gives: set "
+            "model.preprocessing, model.input_mean and model.input_scale as in that run, or leave --config out"
+        )
+
+
+def _find_changes(before, here):
+    """Lines on settings that weights depend on although all of them fit."""
+    for key in ("padding", "activation", "norm_epsilon", "tap_norm", "remove_stride_at", "neck", "extras"):
+        old, new = getattr(before, key), getattr(here, key)
+        if old != new:
+            yield f"the weights were trained with model.{key}={old}, here it is {new}"
 
 
 def _describe(result, origin):
@@ -102,7 +134,9 @@ def _describe(result, origin):
         f"loaded {len(result.loaded)} of {total} tensors of {shown(origin.run.path)}, "
         f"{origin.checkpoint.path.name}, and known columns of {len(result.partly)} (all in {REPORT})"
     )
-    yield f"classes kept: {', '.join(result.kept) or 'none'}; made anew: {', '.join(result.anew) or 'none'}"
+    heads, total = result.heads
+    part = f" (on {heads} of {total} levels)" if result.kept and heads < total else ""
+    yield f"classes kept: {', '.join(result.kept) or 'none'}{part}; made anew: {', '.join(result.anew) or 'none'}"
     for what, names in (
         ("not loaded", [f"{name} ({reason})" for name, reason in result.not_loaded]),
         ("not used", result.unused),

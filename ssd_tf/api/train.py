@@ -50,7 +50,7 @@ def train(
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
     origin = start.open_origin(init_from, run_dir) if init_from else None
-    config = start.make_config(config, origin, overrides)
+    config = start.make_config(config, init_from, run_dir, overrides)
     build.check(config, load_weights=runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
@@ -73,7 +73,7 @@ def train(
         losses = make_losses(config.loss, detector.anchors)
         trainer.compile_detector(detector.model, losses, config.train, deterministic)
         lines = [
-            *_start_lines(config, detector.model, records, origin, deterministic),
+            *_start_lines(config, detector.model, records, init_from, deterministic),
             *(str(w.message) for w in caught),
             *beyond_reach,
         ]
@@ -112,7 +112,7 @@ def resolve(config, records):
     return configs.resolve_steps(dataset.with_classes(config, records), records.num_examples)
 
 
-def _start_lines(config, model, records, origin, deterministic):
+def _start_lines(config, model, records, init_from, deterministic):
     settings = config.train
     epochs = settings.steps * settings.batch_size / records.num_examples
     yield (
@@ -123,7 +123,7 @@ def _start_lines(config, model, records, origin, deterministic):
         f"{records.num_examples:,} images, {len(records.label_map)} classes; {settings.steps:,} steps of "
         f"{settings.batch_size} (about {math.ceil(epochs * 10) / 10:g} epochs)"
     )
-    if settings.freeze_batch_norm and config.model.weights == "none" and not origin:
+    if settings.freeze_batch_norm and config.model.weights == "none" and not init_from:
         yield "the backbone has no weights but frozen batch norms: consider --set train.freeze_batch_norm=false"
     if deterministic and settings.jit_compile:
         yield "train.jit_compile is off under --deterministic"

@@ -32,11 +32,14 @@ def define(values):
 def prepare(values):
     """Turns flags into the arguments of api.train.train."""
     runner.required(values, "train", "run_dir")
-    chosen = config.load_config(values.config if _has_recipe(values) else None, values.set)
+    if values["config"].present or not values.init_from:
+        chosen = {"config": config.load_config(values.config, values.set)}
+    else:  # the run's, which is yet to be read
+        config.check_overrides(values.set)
+        chosen = {"overrides": values.set}
     return {
-        "config": chosen if _has_recipe(values) else None,
+        **chosen,
         "init_from": values.init_from,
-        "overrides": values.set,
         "train": values.train,
         "val": values.val,
         "run_dir": values.run_dir,
@@ -45,11 +48,6 @@ def prepare(values):
         "check_anchors": values.check_anchors,
         "write_line": _write_line,
     }
-
-
-def _has_recipe(values):
-    """Whether the config is a recipe's, not that of --init_from."""
-    return bool(values["config"].present or not values.init_from)
 
 
 def _show_entries(found):

@@ -35,6 +35,7 @@ class Transfer:
       not_loaded: [tensor, reason], as initialised.
       unused: tensors of the source that have no place here.
       kept, anew: names of the classes whose columns were taken over, and were not.
+      heads: number of class heads of which columns were taken over, and of all.
     """
 
     loaded: list = field(default_factory=list)
@@ -43,10 +44,13 @@ class Transfer:
     unused: list = field(default_factory=list)
     kept: list = field(default_factory=list)
     anew: list = field(default_factory=list)
+    heads: list = field(default_factory=lambda: [0, 0])
 
 
 def transfer_weights(source, target, source_columns, target_columns):
     """Copies what fits from one detector to another: layers by name, class heads column by column.
+
+    A layer is taken whole or not at all, and a batch norm only with the convolution before it.
 
     Args:
       source, target: keras.Model of models.detector.
@@ -56,18 +60,26 @@ def transfer_weights(source, target, source_columns, target_columns):
       Transfer.
     """
     known = dict(_weighted_layers(source))
-    shared = [name for name in target_columns.names if name in source_columns.names]
-    result = Transfer(kept=shared, anew=[name for name in target_columns.names if name not in shared])
+    result, new = Transfer(), set()
     for key, layer in _weighted_layers(target):
         other = known.pop(key, None)
-        if other is None:
-            result.not_loaded += [[name, "not in the run"] for name in _tensors(key, layer)]
-        elif _is_class_head(layer):
-            _copy_columns(key, other, layer, (source_columns, target_columns), result)
-        else:
-            _copy_whole(key, other, layer, result)
+        if _is_class_head(layer):
+            fits = _copy_columns(key, other, layer, (source_columns, target_columns), result)
+            result.heads = [result.heads[0] + fits, result.heads[1] + 1]
+        elif not _copy_whole(key, other, layer, _feeding_layer(layer) in new, result):
+            new.add(layer)
+    for name in target_columns.names:
+        kept = result.heads[0] and name in source_columns.names
+        (result.kept if kept else result.anew).append(name)
     result.unused += [name for key, layer in known.items() for name in _tensors(key, layer)]
     return result
+
+
+def _feeding_layer(layer):
+    """The layer whose output a batch norm normalises; None of any other layer."""
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return None
+    return layer._inbound_nodes[0].input_tensors[0]._keras_history.operation
 
 
 def _weighted_layers(model, place=""):
@@ -89,36 +101,45 @@ def _tensors(key, layer):
     return [f"{key}/{weight.name}" for weight in layer.weights]
 
 
-def _copy_whole(key, source, target, result):
-    stored = {weight.name: weight for weight in source.weights}
+def _copy_whole(key, source, target, feeds_on_new, result):
+    """Copies a layer, or notes why not; tells whether it did."""
+    stored = {} if source is None else {weight.name: weight for weight in source.weights}
+    misfits = [_misfit(stored.get(weight.name), weight) for weight in target.weights]
+    if any(misfits) or feeds_on_new:
+        reasons = [misfit or "belongs to weights that were not loaded" for misfit in misfits]
+        result.not_loaded += [list(pair) for pair in zip(_tensors(key, target), reasons, strict=True)]
+        return False
     for weight in target.weights:
-        name, other = f"{key}/{weight.name}", stored.pop(weight.name, None)
-        if other is not None and other.shape == weight.shape:
-            weight.assign(other)
-            result.loaded.append(name)
-        else:
-            result.not_loaded.append([name, _misfit(other, weight)])
+        weight.assign(stored.pop(weight.name))
+    result.loaded += _tensors(key, target)
     result.unused += [f"{key}/{name}" for name in stored]
+    return True
 
 
 def _misfit(other, weight):
-    return "not in the run" if other is None else f"{list(other.shape)} in the run, {list(weight.shape)} here"
+    """Why one weight cannot become another; "" if it can."""
+    if other is None:
+        return "not in the run"
+    same = other.shape == weight.shape
+    return "" if same else f"{list(other.shape)} in the run, {list(weight.shape)} here"
 
 
 def _copy_columns(key, source, target, columns, result):
+    """Copies the columns that both have, or notes why not; tells whether it did."""
     before, after = (len(side) for side in columns)
     anchors = target.kernel.shape[-1] // after
-    fits = (*target.kernel.shape[:-1], anchors * before) == tuple(source.kernel.shape)
+    if source is None or (*target.kernel.shape[:-1], anchors * before) != tuple(source.kernel.shape):
+        others = (None, None) if source is None else (source.kernel, source.bias)
+        reasons = [_misfit(*pair) or "other anchors" for pair in zip(others, (target.kernel, target.bias))]
+        result.not_loaded += [list(pair) for pair in zip(_tensors(key, target), reasons, strict=True)]
+        return False
     for weight, other in ((target.kernel, source.kernel), (target.bias, source.bias)):
-        name = f"{key}/{weight.name}"
-        if not fits:
-            result.not_loaded.append([name, _misfit(other, weight)])
-            continue
         values, old = (keras.ops.convert_to_numpy(variable).copy() for variable in (weight, other))
         for here, there in _column_pairs(*columns):
             values[..., here::after] = old[..., there::before]
         weight.assign(values)
-        result.partly.append(name)
+    result.partly += _tensors(key, target)
+    return True
 
 
 def _column_pairs(source, target):

@@ -1,9 +1,9 @@
 """Batch norms that were folded into convolutions, made fit for training.
 
 Converters fold a trained batch norm into the convolution before it; what is left of it is a shift (and, behind a
-depthwise convolution, a scale) with statistics of mean 0 and variance 1. In training mode such a batch norm would
-renormalise its input by the true statistics, and the features would be lost. So these are measured, and scale and
-shift set such that the function stays what it was.
+depthwise convolution, a scale), with a mean of 0 and one variance for all channels. In training mode such a batch
+norm would renormalise its input by the true statistics, and the features would be lost. So these are measured, and
+scale and shift set such that the function stays what it was.
 """
 
 import keras
@@ -12,15 +12,14 @@ from keras import ops
 
 from ssd_tf.models import detector
 
-_TOLERANCE = 1e-6  # of float32 at 1
 _BATCH = 4  # images at a time: the maps before all batch norms are held at once
 
 
 def find_folded(model):
-    """Returns the batch norms of a model whose statistics are a folded one's: mean 0, variance + epsilon 1.
+    """Returns the batch norms of a model that were folded: their statistics are no data's, scale or shift are.
 
     Args:
-      model: keras.Model; one that nobody has trained has none (its variances are 1).
+      model: keras.Model; a batch norm as initialised does not count as folded.
     """
     return [layer for layer in detector.batch_norms(model) if _is_folded(layer)]
 
@@ -28,8 +27,9 @@ def find_folded(model):
 def _is_folded(layer):
     if layer.gamma is None or layer.beta is None:  # nothing could make up for new statistics
         return False
-    mean, variance = (ops.convert_to_numpy(weight) for weight in (layer.moving_mean, layer.moving_variance))
-    return bool(np.all(mean == 0) and np.all(np.abs(variance + layer.epsilon - 1) < _TOLERANCE))
+    gamma, beta, mean, variance = map(ops.convert_to_numpy, layer.weights)
+    is_new = np.all(gamma == 1) and np.all(beta == 0) and np.all(variance == 1)
+    return bool(np.all(mean == 0) and np.all(variance == variance[0]) and not is_new)
 
 
 def unfold(model, images):
@@ -60,16 +60,12 @@ def _measure(holder, layers, feed, images):
     """(means, variances) of the layers' inputs over all images and positions, float64 [C] each."""
     # Where a layer is called twice, as in a dual path, its first call sees the full resolution.
     inputs = [ops.cast(layer._inbound_nodes[0].input_tensors[0], "float32") for layer in layers]
-    moments = [[ops.mean(x, axis=(1, 2)), ops.var(x, axis=(1, 2))] for x in inputs]
+    moments = [reduce(x, axis=(1, 2)) for reduce in (ops.mean, ops.var) for x in inputs]
     probe = keras.Model(holder.inputs[0], moments)
-    rows = []
-    for first in range(0, len(images), _BATCH):
-        values = probe(feed(images[first : first + _BATCH]), training=False)
-        rows.append([[ops.convert_to_numpy(value) for value in pair] for pair in values])
-    means, variances = (
-        [np.concatenate([row[index][side] for row in rows]).astype(np.float64) for index in range(len(layers))]
-        for side in (0, 1)
-    )
+    batches = [feed(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)]
+    rows = [[ops.convert_to_numpy(value) for value in probe(batch, training=False)] for batch in batches]
+    columns = [np.concatenate(column).astype(np.float64) for column in zip(*rows, strict=True)]
+    means, variances = columns[: len(layers)], columns[len(layers) :]
     # All images have as many positions: the variance of all is the mean one within an image plus that between.
     return (
         [mean.mean(axis=0) for mean in means],

@@ -1,6 +1,7 @@
 """Trainings that start from another run: its config, its weights where they fit, folded batch norms unfolded."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def prepare_from(origin, records, folder, config=None, lines=None):
     """The config and the model of a training that has not taken a step."""
     origin = start.open_origin(origin, folder)
     opened = reader.open_records(str(records))
-    config = trains.resolve(start.make_config(config, origin, ["train.steps=1"]), opened)
+    overrides = ["train.steps=1"] if config is None else ()
+    config = trains.resolve(start.make_config(config, origin.run.path, folder, overrides), opened)
     built = build.build(config, load_weights=False)
     start.prepare(built, config, opened, origin, folder, [].append if lines is None else lines.append)
     return config, built.model
@@ -87,6 +89,7 @@ def test_config_of_a_recipe_replaces_the_runs(first, drawn_records, tmp_path):
 
 def test_resuming_goes_on_from_the_own_checkpoint(first, drawn_records, tmp_path):
     train_from(first, drawn_records, tmp_path / "second", "train.steps=2")
+    shutil.rmtree(first)  # which is not needed any more
     lines = []
     result = train_from(first, drawn_records, tmp_path / "second", "train.steps=3", lines=lines)
     assert (result["resumed_from"], result["step"]) == (2, 3)
@@ -115,6 +118,25 @@ def test_nothing_in_common_is_refused(first, drawn_records, tmp_path):
         DataError, match=r"nothing in common with this network \(small, here tiny_ssd_d2l\): .*first"
     ):
         prepare_from(first, drawn_records, tmp_path, config)
+
+
+def test_another_input_is_refused(first, drawn_records, tmp_path):
+    config = configs.load_config(None, (*SMALL, *TRAINED, "model.preprocessing=caffe"))
+    with pytest.raises(ConfigError, match=r"weights expect another input .*: set model\.preprocessing"):
+        prepare_from(first, drawn_records, tmp_path, config)
+
+
+def test_settings_that_weights_depend_on_are_named_where_they_differ(first, drawn_records, tmp_path):
+    config = configs.load_config(None, (*SMALL, *TRAINED, "model.norm_epsilon=1e-5"))
+    lines = []
+    prepare_from(first, drawn_records, tmp_path, config, lines)
+    assert "the weights were trained with model.norm_epsilon=0.0, here it is 1e-05" in lines
+
+
+def test_overrides_are_for_the_runs_config_alone(first, drawn_records, tmp_path):
+    config = configs.load_config(None, (*SMALL, *TRAINED))
+    with pytest.raises(ConfigError, match="give them to load_config instead"):
+        train_from(first, drawn_records, tmp_path / "second", "train.steps=1", config=config)
 
 
 def test_a_run_cannot_start_from_itself(first, drawn_records):

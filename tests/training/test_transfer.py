@@ -74,6 +74,29 @@ def test_sigmoid_heads_have_no_background_to_give():
     np.testing.assert_array_equal(target.get_layer("head_1_class_logits").bias, [anew[0], 2, anew[2], 4])
 
 
+def test_a_batch_norm_is_taken_with_its_convolution_alone():
+    def make(width):
+        body = keras.Input((16, 16, 3))
+        x = keras.layers.Conv2D(6, width, name="conv")(body)
+        x = keras.layers.BatchNormalization(name="norm")(x)
+        x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
+        return keras.Model(body, keras.layers.BatchNormalization(name="depthwise_norm")(x))
+
+    result = transfer_weights(make(3), make(5), Columns((), 1), Columns((), 1))
+    assert result.loaded == [
+        *("depthwise/kernel", "depthwise/bias", "depthwise_norm/gamma", "depthwise_norm/beta"),
+        *("depthwise_norm/moving_mean", "depthwise_norm/moving_variance"),
+    ]
+    assert ["norm/gamma", "belongs to weights that were not loaded"] in result.not_loaded
+
+
+def test_classes_count_as_kept_on_the_levels_whose_heads_fit():
+    source, before = make_detector(("cat",), counts=(2, 4))
+    target, after = make_detector(("cat", "owl"), counts=(2, 3))
+    result = transfer_weights(source, target, before, after)
+    assert (result.heads, result.kept, result.anew) == ([1, 2], ["cat"], ["owl"])
+
+
 def test_what_has_another_shape_or_is_not_there_is_named_on_both_sides():
     source, before = make_detector(("cat",), counts=(2, 4), width=5)
     target, after = make_detector(("cat",), counts=(2, 3))
@@ -81,7 +104,9 @@ def test_what_has_another_shape_or_is_not_there_is_named_on_both_sides():
     assert ["backbone/fine/kernel", "[3, 3, 3, 5] in the run, [3, 3, 3, 4] here"] in result.not_loaded
     assert ["head_2_class_logits/bias", "[8] in the run, [6] here"] in result.not_loaded
     assert ["head_1_box_deltas/kernel", "[3, 3, 5, 8] in the run, [3, 3, 4, 8] here"] in result.not_loaded
-    assert result.loaded == ["backbone/coarse/bias", "head_1_box_deltas/bias"]
+    assert ["head_1_box_deltas/bias", "belongs to weights that were not loaded"] in result.not_loaded
+    assert (result.loaded, result.partly, result.heads) == ([], [], [0, 2])
+    assert (result.kept, result.anew) == ([], ["cat"])
     lite, _ = make_detector(("cat",), heads="lite")
     result = transfer_weights(source, lite, before, after)
     assert ["head_1_box_deltas_depthwise/kernel", "not in the run"] in result.not_loaded

@@ -62,7 +62,7 @@ def test_training_mode_on_the_same_images_computes_the_same():
 def test_batch_norms_that_are_not_folded_are_left_alone():
     model = make_detector()
     heads = [layer for layer in detector.batch_norms(model) if layer.name.startswith("head_")]
-    heads[0].moving_variance.assign(np.ones(6))  # as initialised
+    heads[0].set_weights([np.ones(6), np.zeros(6), np.zeros(6), np.ones(6)])  # as initialised
     heads[1].moving_mean.assign(np.full(6, 0.5))
     kept = [layer.get_weights() for layer in heads]
     assert {layer.name for layer in unfold.find_folded(model)} == {"norm1", "norm2"}
@@ -70,6 +70,17 @@ def test_batch_norms_that_are_not_folded_are_left_alone():
     for layer, weights in zip(heads, kept, strict=True):
         for value, old in zip(layer.get_weights(), weights, strict=True):
             np.testing.assert_array_equal(value, old)
+
+
+def test_a_lone_batch_norm_of_any_epsilon_is_unfolded():
+    model = make_detector()
+    for layer in detector.batch_norms(model):
+        layer.epsilon = 1e-5  # such as model.norm_epsilon sets
+        if layer.name != "norm1":
+            layer.moving_mean.assign(np.full(6, 0.5))
+    before = outputs(model)
+    assert unfold.unfold(model, IMAGES) == 1
+    np.testing.assert_allclose(outputs(model)["class_logits"], before["class_logits"], rtol=0, atol=1e-4)
 
 
 def test_a_channel_that_never_fires_keeps_its_value():
