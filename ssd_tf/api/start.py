@@ -25,24 +25,37 @@ class Origin:
     checkpoint: runs.Checkpoint
 
 
-def open_origin(init_from, run_dir):
+def open_origin(init_from, run_dir, write_line):
     """Opens the run of --init_from.
 
     Returns:
-      Origin; None where `run_dir` holds a training that goes on: it needs none.
+      Origin; None where `run_dir` holds a training that goes on: it needs none, and says where it began.
 
     Raises:
       ConfigError: it is the run directory itself. DataError: not a run, or no sound checkpoint.
     """
     if Path(init_from).resolve() == Path(run_dir).resolve():
-        raise ConfigError(f"--init_from and --run_dir are the same: a run goes on without --init_from: {run_dir}")
+        raise ConfigError(
+            f"--init_from and --run_dir are the same: a run goes on by the command that it began with: {shown(run_dir)}"
+        )
     if runs.latest_name(run_dir):
+        begun = _read_begun(Path(run_dir) / REPORT)
+        if begun != str(Path(init_from)):
+            write_line(
+                f"this run began {f'from {begun}' if begun else 'without'}, --init_from={init_from} is not used"
+            )
         return None
     run = runs.open_run(init_from)
     found = runs.find_checkpoint(run.path)
     if found is None:
         raise DataError(f"{shown(init_from)} has no checkpoint")
     return Origin(run, found)
+
+
+def _read_begun(report):
+    """The run that another one began from, or ""."""
+    content = fileio.read_json(report) if report.exists() else {}
+    return shown(content.get("run", "")) if isinstance(content, dict) else ""
 
 
 def make_config(config, init_from, run_dir, overrides):
@@ -55,7 +68,10 @@ def make_config(config, init_from, run_dir, overrides):
         raise ConfigError("a training needs a config, or init_from")
     if config is None:
         earlier = run_dir if runs.latest_name(run_dir) else init_from
-        return configs.adapt(runs.open_run(earlier).config, overrides)
+        config = configs.adapt(runs.open_run(earlier).config, overrides)
+        if config.model.weights != "none":
+            raise ConfigError("model.weights: with --init_from the weights are those of that run")
+        return config
     if overrides:
         raise ConfigError("overrides are for the config of init_from: give them to load_config instead")
     return configs.replace(config, model__weights="none") if init_from else config

@@ -49,7 +49,7 @@ def train(
     Raises:
       ConfigError, DataError, TrainingError, EnvironmentFault, Interrupted: one line each.
     """
-    origin = start.open_origin(init_from, run_dir) if init_from else None
+    origin = start.open_origin(init_from, run_dir, write_line) if init_from else None
     config = start.make_config(config, init_from, run_dir, overrides)
     build.check(config, load_weights=runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)

@@ -30,7 +30,7 @@ def train_from(origin, records, run_dir, *overrides, config=None, lines=None):
 
 def prepare_from(origin, records, folder, config=None, lines=None):
     """The config and the model of a training that has not taken a step."""
-    origin = start.open_origin(origin, folder)
+    origin = start.open_origin(origin, folder, print)
     opened = reader.open_records(str(records))
     overrides = ["train.steps=1"] if config is None else ()
     config = trains.resolve(start.make_config(config, origin.run.path, folder, overrides), opened)
@@ -93,7 +93,14 @@ def test_resuming_goes_on_from_the_own_checkpoint(first, drawn_records, tmp_path
     lines = []
     result = train_from(first, drawn_records, tmp_path / "second", "train.steps=3", lines=lines)
     assert (result["resumed_from"], result["step"]) == (2, 3)
-    assert not any(line.startswith("loaded") for line in lines)
+    assert not any(line.startswith(("loaded", "this run began")) for line in lines)
+    train_from(tmp_path / "other", drawn_records, tmp_path / "second", "train.steps=3", lines=lines)
+    assert f"this run began from {first}, --init_from={tmp_path / 'other'} is not used" in lines
+
+
+def test_weights_beside_another_runs_are_refused(first, drawn_records, tmp_path):
+    with pytest.raises(ConfigError, match="with --init_from the weights are those of that run"):
+        train_from(first, drawn_records, tmp_path / "second", "model.weights=imagenet")
 
 
 def test_folded_batch_norms_are_unfolded_before_the_first_step(
@@ -140,7 +147,7 @@ def test_overrides_are_for_the_runs_config_alone(first, drawn_records, tmp_path)
 
 
 def test_a_run_cannot_start_from_itself(first, drawn_records):
-    with pytest.raises(ConfigError, match="the same: a run goes on without --init_from"):
+    with pytest.raises(ConfigError, match="the same: a run goes on by the command that it began with"):
         train_from(first, drawn_records, first)
 
 
