@@ -186,12 +186,13 @@ def _removable(path, own, overwrite, reports):
     return entries
 
 
-def read_bytes(path, limit=None):
-    """Reads a whole regular file.
+def read_bytes(path, limit=None, count=-1):
+    """Reads a regular file, the whole of it or its first bytes.
 
     Args:
       path: the file.
       limit: largest size accepted, in bytes.
+      count: how many bytes to read; -1 for all.
 
     Returns:
       bytes.
@@ -206,7 +207,7 @@ def read_bytes(path, limit=None):
                 raise DataError(f"not a regular file: {shown(path)}")
             if limit is not None and status.st_size > limit:
                 raise DataError(f"refused: larger than {limit / 2**20:.0f} MiB: {shown(path)}")
-            return file.read()
+            return file.read(count)
     except FileNotFoundError:
         raise DataError(f"no such file: {shown(path)}") from None
     except IsADirectoryError:

@@ -94,8 +94,10 @@ def new_run(path):
     """
     path = Path(path)
     made = _missing_directories(path)
+    own_lock = False
     try:
         _refuse_content(fileio.make_directory(path))
+        own_lock = not (path / ".lock").exists()
         with fileio.directory_lock(path):
             _refuse_content(path)
             remove_leftovers(path)
@@ -105,9 +107,9 @@ def new_run(path):
                 _publish(draft, path)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # until somebody else has begun to use one
-            if made:
+            if own_lock and not isinstance(error, fileio.InUse):
                 (path / ".lock").unlink(missing_ok=True)
             for directory in made:
                 directory.rmdir()
@@ -125,10 +127,21 @@ def _refuse_content(path):
 
 
 def _publish(draft, path):
-    """Moves what a draft holds into the run directory around it, LATEST last: without it, nothing is a run."""
-    with fileio.output_errors(path):
-        for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == LATEST):
-            fileio.commit(entry, path / entry.name)
+    """Moves what a draft holds into the run directory around it, LATEST last: without it, nothing is a run.
+
+    All is moved or nothing is.
+    """
+    names = sorted((entry.name for entry in draft.iterdir()), key=lambda name: name == LATEST)
+    try:
+        with fileio.output_errors(path):
+            for name in names:
+                fileio.commit(draft / name, path / name)
+    except BaseException:
+        for name in reversed(names):
+            if not (draft / name).exists():
+                with contextlib.suppress(OSError):
+                    os.replace(path / name, draft / name)
+        raise
 
 
 def write_import(path, config, label_map, source, write_files):

@@ -1,6 +1,7 @@
 """The run directory: pointers, damage, pruning, resuming, locking."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -373,7 +374,32 @@ def test_nothing_is_left_of_a_run_that_fails(tmp_path, kind):
     with pytest.raises(kind), runs.new_run(tmp_path / "mine") as draft:
         write_whole(draft)
         raise kind("no")
+    assert list((tmp_path / "mine").iterdir()) == []
+    (tmp_path / "mine" / ".lock").write_text("of a process long ago")
+    with pytest.raises(kind), runs.new_run(tmp_path / "mine") as draft:
+        write_whole(draft)
+        raise kind("no")
     assert [entry.name for entry in (tmp_path / "mine").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("failing", ["config.json", "label_map.json", "step-00000000", "LATEST"])
+@pytest.mark.parametrize("name", [".", "new"])
+def test_nothing_is_left_of_a_run_that_cannot_be_published(tmp_path, monkeypatch, failing, name):
+    commit = fileio.commit
+
+    def refuse(old, new):
+        if new == tmp_path / name / failing:
+            raise OSError(errno.ENOSPC, "full")
+        commit(old, new)
+
+    monkeypatch.setattr(fileio, "commit", refuse)
+    with pytest.raises(EnvironmentFault, match="No space left"), runs.new_run(tmp_path / name) as draft:
+        write_whole(draft)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    with runs.new_run(tmp_path / name) as draft:
+        write_whole(draft)
+    assert runs.find_checkpoint(tmp_path / name).path.name == "step-00000000"
 
 
 def test_new_runs_need_an_empty_directory(tmp_path):
@@ -396,6 +422,7 @@ def test_new_run_is_held_for_one_process(tmp_path):
     with runs.new_run(tmp_path / "run") as draft:
         with pytest.raises(EnvironmentFault, match="is in use by pid"), runs.new_run(tmp_path / "run"):
             pytest.fail("nothing may be done")
+        assert (tmp_path / "run" / ".lock").exists()  # it is the other's
         write_whole(draft)
     assert runs.find_checkpoint(tmp_path / "run").path.name == "step-00000000"
 

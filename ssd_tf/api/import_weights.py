@@ -1,17 +1,17 @@
 """Other people's weights to a run directory, or to a weights file of a backbone."""
 
+import os
 from pathlib import Path
 
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
 from ssd_tf.api import build
+from ssd_tf.api.sources import SUFFIX, check_options
 from ssd_tf.errors import ConfigError, DataError, shown
 from ssd_tf.models import registry
-from ssd_tf.pretrained import classes, download, places, sources
-from ssd_tf.pretrained.source import DetectorSource
+from ssd_tf.pretrained import classes, download, places, sources, tf_checkpoint
 from ssd_tf.structures import LabelMap
 
-_SUFFIX = ".weights.h5"  # by which Keras knows the format
 _IMAGE_SHAPE = (224, 224, 3)  # weights of convolutions do not depend on it
 
 
@@ -27,7 +27,7 @@ def import_weights(
       output: FILE.weights.h5 to make of a backbone; model.weights takes it.
       labels: file of class names where they are not known, see pretrained.classes.read_labels.
       base_url: where to download from in place of the owner's site: BASE_URL/FILENAME.
-      write_line: function (text) that is told what is downloaded, or None.
+      write_line: function (text) that is told what is downloaded and which names are assumed, or None.
       progress: function (bytes that are there, bytes in all) for downloads, or None.
 
     Returns:
@@ -38,44 +38,35 @@ def import_weights(
       ConfigError: wrong options. DataError: the file does not fit or cannot be read, or a download was cut or gave
       another file; nothing is left behind. EnvironmentFault: not writable, nothing to download from.
     """
-    found = sources.get_source(source)
-    is_detector = isinstance(found, DetectorSource)
-    _check_options(found, is_detector, weights, run_dir, output, labels, base_url)
+    entry = check_options(source, weights, run_dir, output, labels, base_url)
+    found, is_detector = sources.SOURCES[source], entry.kind == "detector"
     if is_detector:
         names = classes.read_labels(labels) if labels else None
         with runs.new_run(run_dir) as draft:
-            path = weights or _download(found, base_url, write_line, progress)
+            path = _find_file(weights) or _download(entry, base_url, write_line, progress)
             result = _import_detector(found, path, names, draft)
+            if write_line and weights and not names:  # a file that was fetched is known
+                write_line(classes.describe_assumption(found))
     else:
         fileio.claim_file(output, (weights,))
-        path = weights or _download(found, base_url, write_line, progress)
+        path = _find_file(weights) or _download(entry, base_url, write_line, progress)
         result = _import_backbone(found, path, Path(output))
     where = {"run_dir": str(run_dir)} if is_detector else {"output": str(output)}
-    return {"source": found.name, "weights": str(path), **where, **result}
+    return {"source": source, "weights": str(path), **where, **result}
 
 
-def _check_options(source, is_detector, weights, run_dir, output, labels, base_url):
-    wanted, other = ("run_dir", "output") if is_detector else ("output", "run_dir")
-    given = {"run_dir": run_dir, "output": output}
-    if given[other] or not given[wanted]:
-        kind = "detector: give --run_dir" if is_detector else f"backbone: give --output=FILE{_SUFFIX}"
-        raise ConfigError(f"{source.name} is a {kind}" + f", not --{other}" * bool(given[other]))
-    if output and not str(output).endswith(_SUFFIX):
-        raise ConfigError(f"--output: expected a name that ends in {_SUFFIX}, got {shown(output)}")
-    if labels and not is_detector:
-        raise ConfigError(f"--labels: {source.name} is a backbone, it has no classes")
-    if base_url and weights:
-        raise ConfigError("--base_url is where to download from: give it without --weights")
-    download.check_base_url(base_url)
-    if not weights and not source.downloads:
-        raise ConfigError(f"--weights is required: for {source.name} no file to download is known")
+def _find_file(weights):
+    """The file or folder that the user names, which exists."""
+    if weights and not os.path.exists(weights) and not tf_checkpoint.is_checkpoint(weights):
+        raise DataError(f"no such file or folder: {shown(weights)}")
+    return weights
 
 
-def _download(source, base_url, write_line, progress):
-    folder = download.cache_directory() / source.name
+def _download(entry, base_url, write_line, progress):
+    folder = download.cache_directory() / entry.name
     if write_line:
-        write_line(f"{source.name}: {base_url or source.downloads[0].url} (kept in {shown(folder)})")
-    return download.fetch_all(source.downloads, folder, base_url, progress)
+        write_line(f"{entry.name}: {base_url or entry.downloads[0].url} (kept in {shown(folder)})")
+    return download.fetch_all(entry.downloads, folder, base_url, progress)
 
 
 def _import_detector(source, path, names, draft):
@@ -96,7 +87,7 @@ def _import_detector(source, path, names, draft):
     def write(directory):
         model.save_weights(directory / runs.WEIGHTS)
 
-    runs.write_import(draft, config, label_map, source.name, write)
+    runs.write_import(draft, config, label_map, source.about.name, write)
     counts = {"parameters": model.count_params(), "tensors": tensors}
     return {"backbone": config.model.backbone, "classes": len(label_map), **counts}
 
@@ -110,19 +101,19 @@ def _make_config(source, shapes, chosen):
 
 def _import_backbone(source, path, output):
     def make(shapes):
-        model = registry.get_backbone(source.backbone).build(_IMAGE_SHAPE, None)
+        model = registry.get_backbone(source.about.backbone).build(_IMAGE_SHAPE, None)
         return model, source.places(shapes), None
 
     model, tensors, _ = _fill(source, path, make)
     draft = fileio.temporary_name(output)
-    draft = draft.with_name(draft.name + _SUFFIX)
+    draft = draft.with_name(draft.name + SUFFIX)
     try:
         with fileio.output_errors(output):
             model.save_weights(draft)
             fileio.commit(draft, output)
     finally:
         draft.unlink(missing_ok=True)
-    return {"backbone": source.backbone, "parameters": model.count_params(), "tensors": tensors}
+    return {"backbone": source.about.backbone, "parameters": model.count_params(), "tensors": tensors}
 
 
 def _fill(source, path, make):

@@ -14,7 +14,6 @@ from ssd_tf.training import transfer, unfold
 REPORT = "init_from.json"
 _IMAGES = 64  # that statistics are measured on
 _NUM_SHOWN = 6  # tensors that the console names
-_NEAR_MEAN, _NEAR_SCALE = 2.0, 0.05  # grey levels, and a fraction: inputs that weights do not tell apart
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ def open_origin(init_from, run_dir, write_line):
     """
     if Path(init_from).resolve() == Path(run_dir).resolve():
         raise ConfigError(
-            f"--init_from and --run_dir are the same: a run goes on by the command that it began with: {shown(run_dir)}"
+            "--init_from and --run_dir are the same: a run goes on by the command that it began with: "
+            f"{shown(run_dir)}"
         )
     if runs.latest_name(run_dir):
         begun = _read_begun(Path(run_dir) / REPORT)
@@ -95,7 +95,7 @@ def prepare(detector, config, records, origin, run_dir, write_line):
     if origin:
         result = _load(detector.model, config, records, origin)
         fileio.write_json(run_dir / REPORT, {"run": str(origin.run.path), **vars(result)})
-        for line in (*_describe(result, origin), *_find_changes(origin.run.config.model, config.model)):
+        for line in (*_describe(result, origin), *transfer.find_changes(origin.run.config.model, config.model)):
             write_line(line)
     if unfold.find_folded(detector.model):
         stream = pipeline.training_stream(records, detector.anchors, config)
@@ -108,7 +108,7 @@ def prepare(detector, config, records, origin, run_dir, write_line):
 def _load(model, config, records, origin):
     before = origin.run.config
     source = build.build(before, load_weights=False).model
-    _check_input(source, model)
+    transfer.check_input(source, model)
     checkpoints.load_weights(origin.checkpoint, source)
     columns = [
         transfer.Columns(names, part.model.background_columns if part.loss.has_background else 0)
@@ -122,26 +122,6 @@ def _load(model, config, records, origin):
             f"{config.model.backbone}): {shown(origin.run.path)}"
         )
     return result
-
-
-def _check_input(source, target):
-    """Raises ConfigError if the weights have learned from pixels that the network is not given."""
-    before, here = (model.get_layer("preprocess") for model in (source, target))
-    means = all(abs(one - other) <= _NEAR_MEAN for one, other in zip(before.mean, here.mean, strict=True))
-    scales = all(abs(one / other - 1) <= _NEAR_SCALE for one, other in zip(before.scale, here.scale, strict=True))
-    if (before.reverse, True, True) != (here.reverse, means, scales):
-        raise ConfigError(
-            "--init_from: its weights expect another input (channels, mean or scale) than this config gives: set "
-            "model.preprocessing, model.input_mean and model.input_scale as in that run, or leave --config out"
-        )
-
-
-def _find_changes(before, here):
-    """Lines on settings that weights depend on although all of them fit."""
-    for key in ("padding", "activation", "norm_epsilon", "tap_norm", "remove_stride_at", "neck", "extras"):
-        old, new = getattr(before, key), getattr(here, key)
-        if old != new:
-            yield f"the weights were trained with model.{key}={old}, here it is {new}"
 
 
 def _describe(result, origin):

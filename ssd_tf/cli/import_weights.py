@@ -4,6 +4,7 @@ import sys
 
 from absl import flags
 
+from ssd_tf.api import sources
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError
 
@@ -30,11 +31,9 @@ def prepare(values):
     if bool(values.run_dir) == bool(values.output):
         raise ConfigError("give either --run_dir (a detector) or --output (a backbone)")
     names = ("source", "weights", "run_dir", "output", "labels", "base_url")
-    return {
-        **{name: values[name].value for name in names},
-        "write_line": print,
-        "progress": runner.progress_printer("bytes"),
-    }
+    options = {name: values[name].value for name in names}
+    sources.check_options(**options)
+    return {**options, "write_line": print, "progress": runner.progress_printer("bytes")}
 
 
 def show(result):
@@ -57,12 +56,18 @@ def _describe(source):
     into = f"backbone {source['backbone']}" if source["backbone"] else source["kind"]
     yield f"{source['name']} ({into}): {source['summary']}; {source['licence']}"
     for file in source["downloads"]:
-        size = f", {file['size']:,} bytes" if file["size"] else ""
-        member = f", {file['member']} in it" if file["member"] else ""
-        digest = f", sha256 {file['sha256']}{'...' * (len(file['sha256']) < 64)}" if file["sha256"] else ""
-        yield f"    {file['url']}{size}{member}{digest}"
+        yield f"    {_describe_file(file)}"
     if not source["downloads"]:
         yield "    no file to download is known: --weights says where it lies"
+    for file in source["others"]:
+        yield f"    not fetched: {_describe_file(file)}"
+
+
+def _describe_file(file):
+    size = f", {file['size']:,} bytes" if file["size"] else ""
+    member = f", {file['member']} in it" if file["member"] else ""
+    digest = f", sha256 {file['sha256']}{'...' * (len(file['sha256']) < 64)}" if file["sha256"] else ""
+    return f"{file['url']}{size}{member}{digest}"
 
 
 COMMAND = runner.Command(

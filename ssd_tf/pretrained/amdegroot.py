@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from ssd_tf.pretrained import torch_file
 from ssd_tf.pretrained import torch_layout as layout
+from ssd_tf.pretrained.catalogue import ENTRIES
 from ssd_tf.pretrained.places import Place
-from ssd_tf.pretrained.source import BackboneSource, DetectorSource, Download
+from ssd_tf.pretrained.source import BackboneSource, DetectorSource
 
 _SETTINGS = (
     *layout.SSD300_VGG16,
@@ -15,7 +16,6 @@ _SETTINGS = (
     "postprocess.max_detections=200",
     "postprocess.clip=after",
 )
-_URL = "https://s3.amazonaws.com/amdegroot-models/"
 
 
 def _backbone_places(prefix):
@@ -40,9 +40,7 @@ def _places(shapes, classes):
 
 
 SSD300 = DetectorSource(
-    name="amdegroot_ssd300",
-    summary="SSD300 VGG16, VOC 07+12, VOC07 mAP 77.43",
-    licence="MIT",
+    about=ENTRIES["amdegroot_ssd300"],
     open=torch_file.open_tensors,
     count_columns=layout.columns_of("conf.0.bias", layout.SSD300_ANCHORS[0]),
     settings=lambda shapes: _SETTINGS,
@@ -50,15 +48,10 @@ SSD300 = DetectorSource(
     is_unused=layout.is_counter,
     has_background=True,
     classes="voc",
-    downloads=(Download(f"{_URL}ssd300_mAP_77.43_v2.pth"),),
 )
 VGG16_REDUCEDFC = BackboneSource(
-    name="vgg16_reducedfc",
-    summary="VGG16 with fc6 and fc7 reduced as SSD uses it, ImageNet",
-    licence="MIT",
+    about=ENTRIES["vgg16_reducedfc"],
     open=torch_file.open_tensors,
-    backbone="vgg16",
     places=_reducedfc_places,
     is_unused=layout.is_counter,
-    downloads=(Download(f"{_URL}vgg16_reducedfc.pth"),),
 )

@@ -10,6 +10,7 @@ from ssd_tf.structures import LabelMap, refuse_repeated
 
 _LIMIT = 8 << 20
 _LONGEST = 200  # characters of a name
+_NO_CLASS = "N/A"  # in torchvision's list of COCO's names
 _QUOTED = r""" "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' """
 _TOKEN = re.compile(rf"\s+ | \#[^\n]* | (?P<token>[A-Za-z_]\w* | -?\d+ | [{{}}:,;] | {_QUOTED})", re.VERBOSE)
 _IS_MAP = re.compile(r"(?:\s|#[^\n]*\n)*item\s*:?\s*\{")
@@ -62,6 +63,12 @@ def choose_classes(source, num_columns, labels=None):
     )
 
 
+def describe_assumption(source):
+    """Returns the line for a user who gave no labels: the names that choose_classes takes then."""
+    known = f"{source.classes.upper()}'s {len(_KNOWN[source.classes])} names"
+    return f"classes: {known} are assumed; --labels=FILE names others"
+
+
 def _is_coco(names, num_columns):
     return num_columns == max(COCO) + 1 and set(names.values()) == set(COCO.values())
 
@@ -96,8 +103,8 @@ def read_labels(path):
     """Reads names of classes.
 
     Args:
-      path: text with one name a line (a first line BACKGROUND is left out), a label map of the TF Object
-        Detection API (.pbtxt), or a label_map.json of ours.
+      path: text with one name a line (a first line BACKGROUND is left out, a line N/A stands for a column without
+        a class), a label map of the TF Object Detection API (.pbtxt), or a label_map.json of ours.
 
     Returns:
       structures.LabelMap; its source_ids are the ids in the file, or the numbers of the names.
@@ -122,12 +129,14 @@ def _read_lines(text, path):
     first = 1 if lines and lines[0].strip("_").lower() == "background" else 0
     seen = {}
     for number, name in enumerate(lines[first:], first + 1):
+        if name == _NO_CLASS:
+            continue
         where = f"{shown(path)}:{number}"
         _check_name(name, where)
         if name in seen:
             raise DataError(f"{where}: {shown(name)!r} stands in line {seen[name]} already")
         seen[name] = number
-    return list(enumerate(seen, 1))
+    return [(number - first, name) for name, number in seen.items()]
 
 
 def _check_name(name, where):

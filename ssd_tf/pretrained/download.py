@@ -67,7 +67,7 @@ def fetch_all(downloads, folder, base_url=None, progress=None):
     """Fetches the files of a source into one folder.
 
     Args:
-      downloads: source.Downloads.
+      downloads: catalogue.Downloads.
       folder: where they are kept; nobody else writes there meanwhile.
       base_url: where they lie in place of their owner's folder: BASE_URL/FILENAME, FILENAME being the last part of
         a download's url; or None.
@@ -98,7 +98,7 @@ def fetch(download, folder, base_url=None, progress=None):
     """Fetches one file, unless a sound copy is there.
 
     Args:
-      download: source.Download.
+      download: catalogue.Download.
       folder: where it is kept.
       base_url: as of fetch_all.
       progress: function (bytes that are there, bytes in all), or None.

@@ -12,6 +12,7 @@ from ssd_tf.errors import DataError, shown
 
 _LIMIT = (2 << 30) - 1  # of protobuf
 _MOST_DIMENSIONS = 8
+_MOST_VALUES = 1 << 28  # of a constant, however few bytes say so
 # {protobuf's number of a type: (how its bytes lie, the field of its single values)}
 _TYPES = {
     1: ("<f4", "float_val"),
@@ -110,7 +111,14 @@ def _shape(name, shape):
     sizes = tuple(axis.size for axis in shape.dim)
     if shape.unknown_rank or len(sizes) > _MOST_DIMENSIONS or any(size < 0 for size in sizes):
         raise DataError(f"{shown(name)[:80]}: a constant without a shape")
+    check_size(name, sizes)
     return sizes
+
+
+def check_size(name, shape):
+    """Raises DataError where the shape of a constant, none of its sizes below zero, is beyond belief."""
+    if math.prod(max(size, 1) for size in shape) > _MOST_VALUES:
+        raise DataError(f"refused: {shown(name)[:80]} claims to hold more than {_MOST_VALUES:,} values")
 
 
 def _decode(name, tensor, shape):

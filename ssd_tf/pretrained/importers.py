@@ -1,5 +1,6 @@
 """Weights that other people's networks were saved with, for our backbones: which file fits which."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ _IMPORTERS = {
     },
 }
 
+# Files that ssd-import alone reads.
+_TO_IMPORT = re.compile(r"\.(pth|pt|pb|json|ckpt(-\d+)?)")
+
 
 def find_importer(settings):
     """Returns the Importer for model.weights, or None where Keras reads it or there is nothing to read.
@@ -41,6 +45,11 @@ def find_importer(settings):
       ConfigError: a format that is not read for this backbone.
     """
     suffix = Path(settings.weights).suffix.lower()
+    if _TO_IMPORT.fullmatch(suffix):
+        raise ConfigError(
+            f"model.weights: {suffix} files are imported first: ssd-import --source=NAME "
+            f"--weights={shown(settings.weights)} --output=FILE.weights.h5 (ssd-import --list has the names)"
+        )
     by_backbone = _IMPORTERS.get(suffix)
     if by_backbone is None:
         return None

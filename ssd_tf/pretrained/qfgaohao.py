@@ -6,9 +6,9 @@ import numpy as np
 
 from ssd_tf.pretrained import torch_file
 from ssd_tf.pretrained import torch_layout as layout
-from ssd_tf.pretrained.source import DetectorSource, Download
+from ssd_tf.pretrained.catalogue import ENTRIES
+from ssd_tf.pretrained.source import DetectorSource
 
-_URL = "https://storage.googleapis.com/models-hao/"
 _CLASS_MODULE, _BOX_MODULE = "classification_headers", "regression_headers"
 _MOBILE_ANCHORS = 6
 _NUM_LEVELS = 6
@@ -161,11 +161,9 @@ def _shifted_means(shapes):
                 yield _shifted_mean(module), pair
 
 
-def _source(name, summary, file, settings, places, columns, opener=torch_file.open_tensors):
+def _source(name, settings, places, columns, opener=torch_file.open_tensors):
     return DetectorSource(
-        name=name,
-        summary=summary,
-        licence="MIT",
+        about=ENTRIES[name],
         open=opener,
         count_columns=layout.columns_of(*columns),
         settings=lambda shapes: settings,
@@ -173,22 +171,17 @@ def _source(name, summary, file, settings, places, columns, opener=torch_file.op
         is_unused=layout.is_counter,
         has_background=True,
         classes="voc",
-        downloads=(Download(f"{_URL}{file}"),),
     )
 
 
 MB1_SSD = _source(
     "qfgaohao_mb1_ssd",
-    "SSD300 MobileNetV1, VOC 07+12, VOC07 mAP 67.6",
-    "mobilenet-v1-ssd-mp-0_675.pth",
     _MB1_SETTINGS,
     _mb1_places,
     (f"{_CLASS_MODULE}.0.bias", _MOBILE_ANCHORS),
 )
 MB2_SSD_LITE = _source(
     "qfgaohao_mb2_ssd_lite",
-    "SSDLite300 MobileNetV2, VOC 07+12, VOC07 mAP 68.6",
-    "mb2-ssd-lite-mp-0_686.pth",
     _MB2_SETTINGS,
     _mb2_places,
     (f"{_CLASS_MODULE}.0.3.bias", _MOBILE_ANCHORS),
@@ -196,8 +189,6 @@ MB2_SSD_LITE = _source(
 )
 VGG16_SSD = _source(
     "qfgaohao_vgg16_ssd",
-    "SSD300 VGG16, VOC 07+12, VOC07 mAP 77.3",
-    "vgg16-ssd-mp-0_7726.pth",
     _VGG16_SETTINGS,
     _vgg16_places,
     (f"{_CLASS_MODULE}.0.bias", layout.SSD300_ANCHORS[0]),

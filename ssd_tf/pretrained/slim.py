@@ -15,8 +15,9 @@ import functools
 from ssd_tf.models import inception
 from ssd_tf.models.layers import L2_SCALE
 from ssd_tf.pretrained import tf_checkpoint
+from ssd_tf.pretrained.catalogue import ENTRIES
 from ssd_tf.pretrained.places import Place
-from ssd_tf.pretrained.source import BackboneSource, Download
+from ssd_tf.pretrained.source import BackboneSource
 
 _AS_STORED = (0, 1, 2, 3)  # kernels are height, width, input, output; depthwise ones height, width, channel, 1
 _REVERSED = {"steps": (1, 1, -1, 1)}  # slim's VGG and ResNet V1 take RGB, ours BGR
@@ -26,9 +27,6 @@ _NUM_SEPARABLE, _NUM_INVERTED = 13, 17  # blocks of MobileNet V1 and V2
 
 _CLASSIFIERS = ("fc8", "logits", "Logits", "AuxLogits", "mean_rgb")
 _COUNTERS = ("global_step", "beta1_power", "beta2_power")
-
-_BUCKET = "https://storage.googleapis.com/download.tensorflow.org/models"
-_MOBILE_BUCKET = "https://storage.googleapis.com/mobilenet_v2/checkpoints"
 
 
 def is_unused(name):
@@ -185,73 +183,19 @@ def _batch_norm(prefix, layer, has_gamma=True):
 _open = functools.partial(tf_checkpoint.open_checkpoint, averages=True)
 
 
-def _source(name, backbone, summary, places, url, member, licence="Apache-2.0"):
-    """A BackboneSource; `member` is the checkpoint's name, which its files' names begin with."""
-    downloads = (Download(url, member=member),)
-    about = f"{summary} of TF-slim, ImageNet"
-    return BackboneSource(name, about, licence, _open, backbone, lambda _: places(), is_unused, downloads)
+_PLACES = {
+    "slim_vgg_16": vgg_16_places,
+    **{f"slim_resnet_v1_{depth}": functools.partial(resnet_v1_places, depth) for depth in _RESNET_UNITS},
+    **{f"slim_resnet_v2_{depth}": functools.partial(resnet_v2_places, depth) for depth in _RESNET_UNITS},
+    "slim_mobilenet_v1": mobilenet_v1_places,
+    "slim_mobilenet_v2": mobilenet_v2_places,
+    "slim_inception_v4": inception_v4_places,
+    "slim_inception_resnet_v2": inception_resnet_v2_places,
+}
 
 
-def _resnet_sources(depth, top_v1, top_v2):
-    for version, top, date, places, ending, licence in (
-        (1, top_v1, "2016_08_28", resnet_v1_places, "", "Apache-2.0; the authors' own, converted: MIT"),
-        (2, top_v2, "2017_04_14", resnet_v2_places, "_v2", "Apache-2.0"),
-    ):
-        network = f"resnet_v{version}_{depth}"
-        yield _source(
-            f"slim_{network}",
-            f"resnet{depth}{ending}",
-            f"ResNet-{depth} V{version} (top-1 {top} %)",
-            functools.partial(places, depth),
-            f"{_BUCKET}/{network}_{date}.tar.gz",
-            f"{network}.ckpt",
-            licence,
-        )
+def _source(name, make_places):
+    return BackboneSource(ENTRIES[name], _open, lambda _: make_places(), is_unused)
 
 
-SOURCES = (
-    _source(
-        "slim_vgg_16",
-        "vgg16",
-        "VGG16 (top-1 71.5 %), fc6 and fc7 thinned out,",
-        vgg_16_places,
-        f"{_BUCKET}/vgg_16_2016_08_28.tar.gz",
-        "vgg_16.ckpt",
-        "Apache-2.0; the authors' own, converted: CC BY 4.0",
-    ),
-    *_resnet_sources(50, "75.2", "75.6"),
-    *_resnet_sources(101, "76.4", "77.0"),
-    *_resnet_sources(152, "76.8", "77.8"),
-    _source(
-        "slim_mobilenet_v1",
-        "mobilenet_v1",
-        "MobileNet V1 (top-1 70.9 %)",
-        mobilenet_v1_places,
-        f"{_BUCKET}/mobilenet_v1_2018_02_22/mobilenet_v1_1.0_224.tgz",
-        "mobilenet_v1_1.0_224.ckpt",
-    ),
-    _source(
-        "slim_mobilenet_v2",
-        "mobilenet_v2",
-        "MobileNet V2 (top-1 71.8 %)",
-        mobilenet_v2_places,
-        f"{_MOBILE_BUCKET}/mobilenet_v2_1.0_224.tgz",
-        "mobilenet_v2_1.0_224.ckpt",
-    ),
-    _source(
-        "slim_inception_v4",
-        "inception_v4",
-        "Inception V4 (top-1 80.2 %)",
-        inception_v4_places,
-        f"{_BUCKET}/inception_v4_2016_09_09.tar.gz",
-        "inception_v4.ckpt",
-    ),
-    _source(
-        "slim_inception_resnet_v2",
-        "inception_resnet_v2",
-        "Inception-ResNet V2 (top-1 80.4 %)",
-        inception_resnet_v2_places,
-        f"{_BUCKET}/inception_resnet_v2_2016_08_30.tar.gz",
-        "inception_resnet_v2_2016_08_30.ckpt",
-    ),
-)
+SOURCES = tuple(_source(name, make_places) for name, make_places in _PLACES.items())

@@ -1,24 +1,9 @@
-"""What is known about the detectors and backbones that other people published."""
+"""How files of detectors and backbones that other people published are read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Download:
-    """A file as its owner publishes it.
-
-    Attributes:
-      url: where it lies.
-      size: bytes, or 0 where not known.
-      sha256: hexadecimal digits, or the first of them; "" where not known.
-      member: path of the wanted file inside it, where it is a tar archive; else "".
-    """
-
-    url: str
-    size: int = 0
-    sha256: str = ""
-    member: str = ""
+from ssd_tf.pretrained.catalogue import Entry
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,7 @@ class DetectorSource:
     """A kind of file that holds a whole detector.
 
     Attributes:
-      name: what --source calls it.
-      summary: one line: network, data, published mAP.
-      licence: of the weights.
+      about: its entry in the catalogue.
       open: context manager (path) -> ({name: shape}, function from a name to its array, float32).
       count_columns: function ({name: shape}) -> columns of the class heads, background included.
       settings: function ({name: shape}) -> "section.key=value" texts, the network beside the defaults.
@@ -60,12 +43,9 @@ class DetectorSource:
       is_unused: function (name) -> whether an array may be there and is not read.
       has_background: whether the scores are a softmax over background and classes.
       classes: "coco" or "voc": the names where the file has as many columns as that and no labels are given.
-      downloads: what is fetched where no file is given; the first is what `open` gets.
     """
 
-    name: str
-    summary: str
-    licence: str
+    about: Entry
     open: Callable
     count_columns: Callable
     settings: Callable
@@ -73,7 +53,6 @@ class DetectorSource:
     is_unused: Callable
     has_background: bool
     classes: str
-    downloads: tuple[Download, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,16 +60,11 @@ class BackboneSource:
     """A kind of file that holds a backbone.
 
     Attributes:
-      name, summary, licence, open, is_unused, downloads: as of a DetectorSource.
-      backbone: the registered name.
+      about, open, is_unused: as of a DetectorSource.
       places: function ({name: shape}) -> {name: places.Place}, of all weights of the backbone.
     """
 
-    name: str
-    summary: str
-    licence: str
+    about: Entry
     open: Callable
-    backbone: str
     places: Callable
     is_unused: Callable
-    downloads: tuple[Download, ...] = ()

@@ -1,10 +1,9 @@
-"""All that can be imported: the one list of sources."""
+"""Who reads what the catalogue lists."""
 
-from ssd_tf.errors import ConfigError, suggest
 from ssd_tf.pretrained import amdegroot, qfgaohao, slim, tf_od, torchvision
 
 SOURCES = {
-    source.name: source
+    source.about.name: source
     for source in (
         tf_od.TFJS_COCO_SSD,
         tf_od.TF_OD_SSD_MOBILENET,
@@ -18,14 +17,3 @@ SOURCES = {
         *slim.SOURCES,
     )
 }
-
-
-def get_source(name):
-    """Returns the source.DetectorSource or source.BackboneSource called `name`.
-
-    Raises:
-      ConfigError: there is none; names the nearest.
-    """
-    if name not in SOURCES:
-        raise ConfigError(f"unknown source {name!r}{suggest(name, SOURCES)}; there are: {', '.join(SOURCES)}")
-    return SOURCES[name]

@@ -66,10 +66,10 @@ def open_checkpoint(path, averages=False):
 def is_checkpoint(path):
     """Tells whether a path is the prefix, a part or the folder of a checkpoint, by names and last bytes."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes names that are too long, too
         return (path / _LIST).is_file() or any(path.glob("*.index"))
-    named = _PART.search(path.name) or path.with_name(path.name + ".index").is_file()
-    return bool(named) or (path.is_file() and _last_bytes(path, len(_TABLE)) == _TABLE)
+    named = _PART.search(path.name) or os.path.isfile(f"{path}.index")
+    return bool(named) or (os.path.isfile(path) and _last_bytes(path, len(_TABLE)) == _TABLE)
 
 
 def _last_bytes(path, count):
@@ -110,10 +110,15 @@ def _read_newest(path):
 
 def _check_parts(prefix):
     """The bytes that a checkpoint's files have together; a DataError if one of them is missing."""
-    if not os.path.isfile(f"{prefix}.index"):
-        if not prefix.is_file():
-            raise DataError(f"there is neither {shown(prefix.name)[:80]}.index nor {shown(prefix.name)[:80]}")
-        return prefix.stat().st_size  # the older format is one file
+    index = prefix.with_name(prefix.name + ".index")
+    if not index.is_file() and not prefix.is_file():
+        raise DataError(f"there is neither {shown(prefix.name)[:80]}.index nor {shown(prefix.name)[:80]}")
+    table = index if index.is_file() else prefix  # the older format is one file
+    if _last_bytes(table, len(_TABLE)) != _TABLE:
+        named = f": {shown(index.name)[:80]}" if table == index else ""
+        raise DataError(f"not a TensorFlow checkpoint, or cut{named}")
+    if table == prefix:
+        return prefix.stat().st_size
     parts = {}
     for name in glob.glob(f"{glob.escape(str(prefix))}.data-*"):
         match = _DATA.fullmatch(name[len(str(prefix)) :])
@@ -123,7 +128,7 @@ def _check_parts(prefix):
     for number in range(total):
         if number not in parts:
             raise DataError(f"{shown(prefix.name)[:80]}.data-{number:05}-of-{total:05} is missing")
-    return sum(size for _, size in parts.values()) + os.path.getsize(f"{prefix}.index")
+    return sum(size for _, size in parts.values()) + index.stat().st_size
 
 
 @contextlib.contextmanager

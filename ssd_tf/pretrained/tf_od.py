@@ -5,6 +5,7 @@ anchors, the image size and the batch norms' epsilon. A checkpoint does not: the
 """
 
 import contextlib
+import math
 import re
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 from ssd_tf.boxes import anchors
 from ssd_tf.errors import DataError, shown
 from ssd_tf.pretrained import frozen_graph, heads, tf_checkpoint, tfjs_file
+from ssd_tf.pretrained.catalogue import ENTRIES
 from ssd_tf.pretrained.places import Place
-from ssd_tf.pretrained.source import DetectorSource, Download
+from ssd_tf.pretrained.source import DetectorSource
 
 _LEVELS = range(6)
 _BODY = "FeatureExtractor"
@@ -94,14 +96,20 @@ def _checked(graph):
     for name, operation in graph.operations.items():
         if name.startswith("Postprocessor/") and operation == "Softmax":
             raise DataError("scores by a softmax over the classes, expected a sigmoid of each (score_converter)")
-    epsilons = {float(graph.read(name)) for name in graph.shapes if name.endswith("/batchnorm/add/y")}
-    for epsilon in graph.epsilons | epsilons:
-        if abs(epsilon - _EPSILON) > _EPSILON / 1000:
+    for epsilon in graph.epsilons | set(_constant_epsilons(graph)):
+        if not abs(epsilon - _EPSILON) <= _EPSILON / 1000:  # not a number is refused too
             raise DataError(f"batch norms of epsilon {epsilon:.3g}, expected {_EPSILON}")
     size = _find_image_size(graph)
     _check_anchors(graph, size)
     image = np.broadcast_to(np.float32(0), (*size, 3))
     return {**graph.shapes, _INPUT: image.shape}, lambda name: image if name == _INPUT else graph.read(name)
+
+
+def _constant_epsilons(graph):
+    """The epsilons of batch norms that a graph has as numbers; what is no single number has another meaning."""
+    for name, shape in graph.shapes.items():
+        if name.endswith("/batchnorm/add/y") and math.prod(shape) == 1:
+            yield graph.read(name).item()
 
 
 def _find_image_size(graph):
@@ -124,13 +132,15 @@ def _check_anchors(graph, image_size):
             expected = [_usual_anchors(image_size)]
         elif name.startswith(_GENERATOR) and len(shape) == 1 and 2 < shape[0] < _MOST_SHAPES:
             expected = numbers
-        if expected and not any(_are_close(values, graph.read(name)) for values in expected):
+        if expected and not any(_are_close(values, graph, name) for values in expected):
             raise DataError(f"other anchors than ssd_anchor_generator's usual ones: {shown(name)[:80]}")
 
 
-def _are_close(expected, found):
-    found = found.reshape(-1, 4) if expected.ndim == 2 else found
-    return found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=_TOLERANCE)
+def _are_close(expected, graph, name):
+    if math.prod(graph.shapes[name]) != expected.size:
+        return False  # unread: a few bytes can claim to be an array without end
+    found = graph.read(name).reshape(expected.shape)
+    return np.allclose(found, expected, rtol=0, atol=_TOLERANCE)
 
 
 def _usual_anchors(image_size):
@@ -292,22 +302,8 @@ def _head_places(shapes, level, classes):
     return found
 
 
-_TFJS = "https://storage.googleapis.com/tfjs-models/savedmodel/ssdlite_mobilenet_v2"
-_ZOO = "http://download.tensorflow.org/models/object_detection"
-_FILES = (
-    ("model.json", 527315, "3770b2528339b1e3340cb74360e1e40401816b009779aeb8d0cce3a4353ea3a9"),
-    ("group1-shard1of5", 4194304, "0e7af0f713e98521252321f7f84892c31cefccccec3ac64c84e5065b75ed5646"),
-    ("group1-shard2of5", 4194304, "74cc6cfc2c4510c9cd81b8ad4cebf6f6a8f305119bb365ce0eb96276da38519a"),
-    ("group1-shard3of5", 4194304, "50383033f893eae136392a403e8f70ade5efd90867df5695c4ca5ac640e14f38"),
-    ("group1-shard4of5", 4194304, "d856dc534c780068bbf6c666ce1516df2c8433d87578aa31fcdf197de7058cc2"),
-    ("group1-shard5of5", 1257312, "3d356f1fb6dfca6af78c56db34d9326706d0196e303f9de6b04f236ca79ed309"),
-)
-_NAME = "ssd_mobilenet_v2_coco_2018_03_29"
-
 TFJS_COCO_SSD = DetectorSource(
-    name="tfjs_coco_ssd",
-    summary="SSDLite on MobileNet V2, 300 px, COCO, as TensorFlow.js' coco-ssd loads it; mAP .22",
-    licence="Apache-2.0",
+    about=ENTRIES["tfjs_coco_ssd"],
     open=open_tfjs,
     count_columns=count_columns,
     settings=settings,
@@ -315,13 +311,9 @@ TFJS_COCO_SSD = DetectorSource(
     is_unused=is_unused,
     has_background=False,
     classes="coco",
-    downloads=tuple(Download(f"{_TFJS}/{name}", size, sha256) for name, size, sha256 in _FILES),
 )
 TF_OD_SSD_MOBILENET = DetectorSource(
-    name="tf_od_ssd_mobilenet",
-    summary="SSD and SSDLite on MobileNet V1 and V2 of the TF1 Object Detection API, frozen or as checkpoints; "
-    "fetched is ssd_mobilenet_v2_coco, 300 px, mAP .22 (ssd_mobilenet_v1_coco .21, ssdlite_mobilenet_v2_coco .22)",
-    licence="Apache-2.0",
+    about=ENTRIES["tf_od_ssd_mobilenet"],
     open=open_tf_od,
     count_columns=count_columns,
     settings=settings,
@@ -329,12 +321,4 @@ TF_OD_SSD_MOBILENET = DetectorSource(
     is_unused=is_unused,
     has_background=False,
     classes="coco",
-    downloads=(
-        Download(
-            f"{_ZOO}/{_NAME}.tar.gz",
-            187925923,
-            "b9380178b2e35333f1a735e39745928488bdabeb9ed20bc6fa07af8172cb5adc",
-            f"{_NAME}/{_GRAPH}",
-        ),
-    ),
 )

@@ -15,11 +15,13 @@ import numpy as np
 
 from ssd_tf import fileio
 from ssd_tf.errors import DataError, is_text, shown
-from ssd_tf.pretrained.frozen_graph import Graph
+from ssd_tf.pretrained.frozen_graph import Graph, check_size
 
 # The variance that a batch norm of TensorFlow's usual epsilon divides by exactly 1.
 FOLDED_VARIANCE = np.float32(1) - np.float32(1e-3)
 _JSON_LIMIT = 64 << 20
+_START = 64
+_BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first brace
 _MOST_DIMENSIONS = 8
 _TYPES = {"float32": "<f4", "int32": "<i4", "bool": "u1", "uint8": "u1", "uint16": "<u2", "float16": "<f2"}
 # What quantisation makes of them.
@@ -88,6 +90,9 @@ def _epsilons(nodes):
 def _read_model(path):
     """(modelTopology, weightsManifest) of a model.json."""
     with _without_folder(path):
+        start = fileio.read_bytes(path, count=_START).lstrip(_BLANK)
+        if start and not start.startswith(b"{"):
+            raise DataError("not a TensorFlow.js model.json")
         content = fileio.read_json(path, _JSON_LIMIT)
     content = content if isinstance(content, dict) else {}
     topology, manifest = content.get("modelTopology"), content.get("weightsManifest")
@@ -125,6 +130,7 @@ def _entry(item, start):
     shape, kind, quantization = (item.get(key) for key in ("shape", "dtype", "quantization"))
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_count, shape)):
         raise DataError(f"{where}: its shape is no list of numbers")
+    check_size(item["name"], shape)
     if not isinstance(kind, str) or kind not in ("float32", "int32", "bool"):
         raise DataError(f"{where} is of type {shown(kind)[:40]}, expected float32, int32 or bool")
     if quantization is None:

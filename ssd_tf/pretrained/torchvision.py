@@ -2,10 +2,10 @@
 
 from ssd_tf.pretrained import torch_file
 from ssd_tf.pretrained import torch_layout as layout
+from ssd_tf.pretrained.catalogue import ENTRIES
 from ssd_tf.pretrained.places import Place
-from ssd_tf.pretrained.source import DetectorSource, Download
+from ssd_tf.pretrained.source import DetectorSource
 
-_URL = "https://download.pytorch.org/models/"
 _SSD300_SETTINGS = (
     *layout.SSD300_VGG16,
     "model.input_mean=[122.99925, 116.9991, 103.9992]",  # 255 times .48235, .45882 and .40784
@@ -108,9 +108,7 @@ def _block_modules(index):
 
 
 SSD300_VGG16 = DetectorSource(
-    name="torchvision_ssd300_vgg16",
-    summary="SSD300 VGG16, COCO train2017, COCO AP 25.1",
-    licence="BSD-3-Clause",
+    about=ENTRIES["torchvision_ssd300_vgg16"],
     open=torch_file.open_tensors,
     count_columns=layout.columns_of(f"{_HEADS.format('classification', 0)}.bias", layout.SSD300_ANCHORS[0]),
     settings=lambda shapes: _SSD300_SETTINGS,
@@ -118,18 +116,9 @@ SSD300_VGG16 = DetectorSource(
     is_unused=layout.is_counter,
     has_background=True,
     classes="coco",
-    downloads=(
-        Download(
-            f"{_URL}ssd300_vgg16_coco-b556d3b4.pth",
-            142_594_222,
-            "b556d3b43ab6c3f63d81bfb8835fe8756ac22da664357da100dccf96b6a6b42d",
-        ),
-    ),
 )
 SSDLITE320_MOBILENET_V3_LARGE = DetectorSource(
-    name="torchvision_ssdlite320_mobilenet_v3_large",
-    summary="SSDLite320 MobileNetV3 Large, COCO train2017, COCO AP 21.3",
-    licence="BSD-3-Clause",
+    about=ENTRIES["torchvision_ssdlite320_mobilenet_v3_large"],
     open=torch_file.open_tensors,
     count_columns=layout.columns_of(f"{_HEADS.format('classification', 0)}.1.bias", _MOBILE_ANCHORS),
     settings=lambda shapes: _SSDLITE320_SETTINGS,
@@ -137,11 +126,4 @@ SSDLITE320_MOBILENET_V3_LARGE = DetectorSource(
     is_unused=layout.is_counter,
     has_background=True,
     classes="coco",
-    downloads=(
-        Download(
-            f"{_URL}ssdlite320_mobilenet_v3_large_coco-a79551df.pth",
-            14_069_355,
-            "a79551df90c79834bcd3bb3845ef9d966b5449a3a9b2833ae8404778ca5d65d2",
-        ),
-    ),
 )

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 import keras
 
+from ssd_tf.errors import ConfigError
 from ssd_tf.models import lookup
 
 _CLASS_HEADS = "class_logits"
+_NEAR_MEAN, _NEAR_SCALE = 2.0, 0.05  # grey levels, and a fraction: inputs that weights do not tell apart
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,23 @@ def _column_pairs(source, target):
     for position, name in enumerate(target.names):
         if name in source.names:
             yield target.background + position, source.background + source.names.index(name)
+
+
+def check_input(source, target):
+    """Raises ConfigError if the weights of `source` have learned from pixels that `target` is not given."""
+    before, here = (model.get_layer("preprocess") for model in (source, target))
+    means = all(abs(one - other) <= _NEAR_MEAN for one, other in zip(before.mean, here.mean, strict=True))
+    scales = all(abs(one / other - 1) <= _NEAR_SCALE for one, other in zip(before.scale, here.scale, strict=True))
+    if (before.reverse, True, True) != (here.reverse, means, scales):
+        raise ConfigError(
+            "--init_from: its weights expect another input (channels, mean or scale) than this config gives: set "
+            "model.preprocessing, model.input_mean and model.input_scale as in that run, or leave --config out"
+        )
+
+
+def find_changes(before, here):
+    """Yields a line for each setting of two config.ModelConfig that weights depend on although they fit."""
+    for key in ("padding", "activation", "norm_epsilon", "tap_norm", "remove_stride_at", "neck", "extras"):
+        old, new = getattr(before, key), getattr(here, key)
+        if old != new:
+            yield f"the weights were trained with model.{key}={old}, here it is {new}"

@@ -1,11 +1,15 @@
 """ssd-import as typed: a run that all other commands take, a file of a backbone, the list, wrong options."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from ssd_tf.api import import_weights
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import detector
-from ssd_tf.pretrained import classes, sources
+from ssd_tf.pretrained import catalogue, classes, sources
 
 
 def call(module, *argv):
@@ -51,7 +55,8 @@ def imported(weights, tmp_path_factory):
 
 def test_what_is_said(imported, weights):
     path, out = imported
-    text, values = out.splitlines()
+    assumed, text, values = out.splitlines()
+    assert assumed == "classes: COCO's 80 names are assumed; --labels=FILE names others"
     assert text == (
         "tfjs_coco_ssd: 404 tensors, 4,371,412 parameters, 80 classes; the run is in "
         f"{path}; to train from it: --init_from={path}"
@@ -168,61 +173,105 @@ def test_list():
     assert (code, err) == (0, "")
     *lines, values = out.splitlines()
     rows = json.loads(values)
-    assert [row["name"] for row in rows] == list(sources.SOURCES)
+    assert [row["name"] for row in rows] == list(catalogue.ENTRIES)
     heads = [line for line in lines if not line.startswith("    ")]
-    assert [line.partition(" ")[0] for line in heads] == list(sources.SOURCES)
+    assert [line.partition(" ")[0] for line in heads] == list(catalogue.ENTRIES)
     url = "https://download.pytorch.org/models/ssdlite320_mobilenet_v3_large_coco-a79551df.pth"
     (line,) = [line for line in lines if line.startswith(f"    {url}")]
     assert "sha256 a79551df" in line
     (line,) = [line for line in heads if line.startswith("slim_vgg_16 (backbone vgg16): ")]
     assert "Apache-2.0" in line
+    name = "ssd_mobilenet_v1_coco_2018_01_28"
+    assert (
+        f"    not fetched: http://download.tensorflow.org/models/object_detection/{name}.tar.gz, "
+        f"76,541,073 bytes, {name}/frozen_inference_graph.pb in it, "
+        "sha256 8788f89108519fd1102b8a5c2ac861cf6d86603571b6ce5bbd1c245b7fe005e3"
+    ) in lines
+    labels = "    not fetched: https://storage.googleapis.com/models-hao/voc-model-labels.txt"
+    assert lines.count(labels) == 3  # pytorch-ssd has three detectors
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "--source is required"),
-        (["--source=tfjs_coco_ssd"], "give either --run_dir (a detector) or --output (a backbone)"),
-        (
-            ["--source=x", "--run_dir=a", "--output=b"],
-            "give either --run_dir (a detector) or --output (a backbone)",
-        ),
-        (["--source=tfjs_coco_sd", "--run_dir=a"], "unknown source 'tfjs_coco_sd' (did you mean tfjs_coco_ssd?)"),
-        (
-            ["--source=tfjs_coco_ssd", "--output=a.weights.h5"],
-            "tfjs_coco_ssd is a detector: give --run_dir, not --output",
-        ),
-        (
-            ["--source=slim_vgg_16", "--run_dir=a"],
-            "slim_vgg_16 is a backbone: give --output=FILE.weights.h5, not --run_dir",
-        ),
-        (
-            ["--source=slim_vgg_16", "--output=a.h5"],
-            "--output: expected a name that ends in .weights.h5, got a.h5",
-        ),
-        (
-            ["--source=slim_vgg_16", "--output=a.weights.h5", "--labels=x"],
-            "--labels: slim_vgg_16 is a backbone, it has no classes",
-        ),
-        (
-            ["--source=tfjs_coco_ssd", "--run_dir=a", "--weights=x", "--base_url=http://x"],
-            "--base_url is where to download from: give it without --weights",
-        ),
-        (
-            ["--source=tfjs_coco_ssd", "--run_dir=a", "--base_url=x"],
-            "--base_url: expected http://HOST/FOLDER or https://..., got 'x'",
-        ),
-    ],
-)
+WRONG_OPTIONS = [
+    ([], "--source is required"),
+    (["--source=tfjs_coco_ssd"], "give either --run_dir (a detector) or --output (a backbone)"),
+    (
+        ["--source=x", "--run_dir=a", "--output=b"],
+        "give either --run_dir (a detector) or --output (a backbone)",
+    ),
+    (["--source=tfjs_coco_sd", "--run_dir=a"], "unknown source 'tfjs_coco_sd' (did you mean tfjs_coco_ssd?)"),
+    (
+        ["--source=tfjs_coco_ssd", "--output=a.weights.h5"],
+        "tfjs_coco_ssd is a detector: give --run_dir, not --output",
+    ),
+    (
+        ["--source=slim_vgg_16", "--run_dir=a"],
+        "slim_vgg_16 is a backbone: give --output=FILE.weights.h5, not --run_dir",
+    ),
+    (
+        ["--source=slim_vgg_16", "--output=a.h5"],
+        "--output: expected a name that ends in .weights.h5, got a.h5",
+    ),
+    (
+        ["--source=slim_vgg_16", "--output=a.weights.h5", "--labels=x"],
+        "--labels: slim_vgg_16 is a backbone, it has no classes",
+    ),
+    (
+        ["--source=tfjs_coco_ssd", "--run_dir=a", "--weights=x", "--base_url=http://x"],
+        "--base_url is where to download from: give it without --weights",
+    ),
+    (
+        ["--source=tfjs_coco_ssd", "--run_dir=a", "--base_url=x"],
+        "--base_url: expected http://HOST/FOLDER or https://..., got 'x'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), WRONG_OPTIONS)
 def test_wrong_options(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert usage_error(*argv).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
+LIGHT = """
+import contextlib, dataclasses, io, json, sys
+from ssd_tf.cli import runner
+from ssd_tf.cli.import_weights import COMMAND
+from ssd_tf.pretrained import catalogue
+
+entry = catalogue.get_entry("amdegroot_ssd300")
+catalogue.ENTRIES["nowhere"] = dataclasses.replace(entry, name="nowhere", downloads=())
+found = []
+for argv in json.loads(sys.argv[1]):
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        code = runner.run(COMMAND, argv)
+    heavy = [name for name in ("tensorflow", "keras", "numpy") if name in sys.modules]
+    found.append([code, err.getvalue(), heavy])
+print(json.dumps(found))
+"""
+
+
+def test_the_list_and_usage_errors_load_nothing_heavy(tmp_path, repository):
+    cases = [*WRONG_OPTIONS, (["--list"], ""), (["--list", "--json"], "")]
+    cases.append((["--source=nowhere", "--run_dir=a"], "--weights is required: for nowhere no file "))
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, json.dumps([argv for argv, _ in cases])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+    for (argv, message), (code, text, heavy) in zip(cases, json.loads(done.stdout), strict=True):
+        assert (code, heavy) == (2 if message else 0, []), (argv, text)
+        assert text.startswith(message) and text.count("\n") == bool(message)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_source_without_a_known_file(monkeypatch, tmp_path):
-    source = sources.get_source("amdegroot_ssd300")
-    monkeypatch.setitem(sources.SOURCES, "nowhere", type(source)(**{**vars(source), "downloads": ()}))
+    entry = dataclasses.replace(catalogue.get_entry("amdegroot_ssd300"), downloads=())
+    monkeypatch.setitem(catalogue.ENTRIES, "nowhere", entry)
     monkeypatch.chdir(tmp_path)
     assert usage_error("--source=nowhere", "--run_dir=a") == (
         "--weights is required: for amdegroot_ssd300 no file to download is known"
@@ -240,7 +289,7 @@ def test_source_without_a_known_file(monkeypatch, tmp_path):
     ],
 )
 def test_columns_without_a_class_are_background_of_the_run(name, columns, expected):
-    source = sources.get_source(name)
+    source = sources.SOURCES[name]
     config = import_weights._make_config(source, {}, classes.choose_classes(source, columns))
     assert (config.model.num_classes, config.model.background_columns) == expected
     assert config.model.weights == "none"

@@ -69,9 +69,17 @@ def test_folder_of_nothing(folder):
 
 
 @pytest.mark.parametrize("source", ["tfjs_coco_ssd", "tf_od_ssd_mobilenet", "amdegroot_ssd300"])
-def test_no_such_file(source):
-    line = refused(f"--source={source}", "--weights=absent.pth")
-    assert "no such file" in line and line.endswith(": absent.pth")
+@pytest.mark.parametrize("name", ["absent.pth", "absent/model.ckpt", "x" * 300])
+def test_no_such_file(source, name):
+    assert refused(f"--source={source}", f"--weights={name}") == f"no such file or folder: {name}"
+
+
+def test_no_such_file_of_a_backbone(folder):
+    argv = ("--source=slim_vgg_16", "--weights=vgg_16.ckpt", "--output=new/a.weights.h5")
+    assert fault("import_weights", *argv, code=3) == "no such file or folder: vgg_16.ckpt"
+    (folder / "vgg_16.ckpt.index").touch()
+    told = "not a TensorFlow checkpoint, or cut: vgg_16.ckpt.index: vgg_16.ckpt"
+    assert fault("import_weights", *argv, code=3) == told
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,8 @@ def test_no_such_file(source):
 def test_file_of_something_else(weights, source, name):
     line = refused(f"--source={source}", f"--weights={weights / name}")
     assert line.endswith(f": {weights / name}") and len(line) < 600
+    if source.startswith("tfjs"):
+        assert line == f"not a TensorFlow.js model.json: {weights / name}"
 
 
 @pytest.mark.parametrize("source", ["vgg16_reducedfc", "slim_vgg_16", "slim_resnet_v1_50"])
@@ -100,6 +110,8 @@ def test_file_of_another_backbone(weights, folder, source):
     path = weights / "ultralight_face" / "version-slim-320.pth"
     line = fault("import_weights", f"--source={source}", f"--weights={path}", "--output=new/a.weights.h5", code=3)
     assert line.endswith(f": {path}")
+    if source.startswith("slim"):
+        assert line == f"not a TensorFlow checkpoint, or cut: {path}"
     assert visible(folder / "new") == []
 
 
@@ -193,7 +205,7 @@ def test_directory_that_holds_something(folder):
 def test_empty_directory_stays(folder):
     (folder / "empty").mkdir()
     fault("import_weights", "--source=tfjs_coco_ssd", "--weights=absent", "--run_dir=empty", code=3)
-    assert visible(folder / "empty") == [] and (folder / "empty").is_dir()
+    assert list((folder / "empty").iterdir()) == []
 
 
 def test_file_in_the_way(folder):

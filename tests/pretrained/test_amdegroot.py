@@ -58,7 +58,7 @@ def test_backbone_file(detector, shapes):
     bare = {name.removeprefix("vgg."): shape for name, shape in shapes.items() if name.startswith("vgg.")}
     assert len(bare) == 30
     targets = source.places(bare)
-    model = registry.get_backbone(source.backbone).build((300, 300, 3), None)
+    model = registry.get_backbone(source.about.backbone).build((300, 300, 3), None)
     assert_fills(targets, model, but={("neck_block4_conv3", "gamma")})
     places.fill(model, targets, bare, lambda name: seeded(f"vgg.{name}", bare[name]))
     whole = detector.model.get_layer("backbone")

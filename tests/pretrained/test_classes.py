@@ -122,9 +122,31 @@ def test_background_is_dropped_in_the_first_line_alone(tmp_path):
     assert classes.read_labels(write(tmp_path, "cat\nbackground\n")).names == ("cat", "background")
 
 
+def torchvision_names():
+    names = ["__background__", *(classes.COCO.get(number, "N/A") for number in range(1, 91))]
+    return "\n".join(names)
+
+
+def test_columns_without_a_class_are_left_out(tmp_path):
+    labels = classes.read_labels(write(tmp_path, torchvision_names()))
+    assert dict(zip(labels.source_ids, labels.names, strict=True)) == classes.COCO
+    assert classes.choose_classes(source(), 91, labels) == classes.choose_classes(source(), 91)
+    labels = classes.read_labels(write(tmp_path, "cat\nN/A\ndog\nN/A\n"))
+    assert labels == LabelMap(("cat", "dog"), (1, 3))
+    assert classes.choose_classes(source(), 5, labels).background == (0, 2, 4)
+
+
+def test_assumed_names_are_told():
+    line = "classes: VOC's 20 names are assumed; --labels=FILE names others"
+    assert classes.describe_assumption(source("voc")) == line
+    assert classes.describe_assumption(source()) == line.replace("VOC's 20", "COCO's 80")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("N/A\nN/A\n", " names no class"),
+        ("a\nN/A\na\n", ":3: 'a' stands in line 1 already"),
         ("cat\n\ndog\n", ":2: a class without a name"),
         ("BACKGROUND\ncat\ndog\ncat\n", ":4: 'cat' stands in line 2 already"),
         ("", " names no class"),

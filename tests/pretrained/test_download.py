@@ -13,8 +13,8 @@ from web_server import Server
 
 import ssd_tf
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
-from ssd_tf.pretrained import download, sources
-from ssd_tf.pretrained.source import Download
+from ssd_tf.pretrained import catalogue, download
+from ssd_tf.pretrained.catalogue import Download
 
 CONTENT = np.random.default_rng(3).integers(0, 256, 300_000, np.uint8).tobytes()
 OTHER = CONTENT[:150_000][::-1] + CONTENT[150_000:]
@@ -391,10 +391,10 @@ def test_nothing_is_left_of_an_import_whose_download_fails(coco_ssd, server, tmp
 
 
 def test_every_source_names_files_that_can_be_kept():
-    for source in sources.SOURCES.values():
-        kept = [download._address(file.url, "http://h/f").removeprefix("http://h/f/") for file in source.downloads]
+    for entry in catalogue.ENTRIES.values():
+        kept = [download._address(file.url, "http://h/f").removeprefix("http://h/f/") for file in entry.downloads]
         assert len({*kept}) == len(kept) and all(name and name[0] != "." and "/" not in name for name in kept)
-        for file in source.downloads:
+        for file in (*entry.downloads, *entry.others):
             assert file.url.startswith(("https://", "http://")) and file.size >= 0
             assert not file.sha256 or (file.sha256.strip("0123456789abcdef") == "" and len(file.sha256) in (8, 64))
             assert dataclasses.is_dataclass(file) and not file.member.startswith(("/", "."))

@@ -102,10 +102,12 @@ def test_repeated_value_takes_no_memory(path):
     graph = tf.compat.v1.GraphDef()
     tensor = add_constant(graph, "a", np.float32(3))
     for _ in range(4):
-        tensor.tensor_shape.dim.add(size=1 << 14)
+        tensor.tensor_shape.dim.add(size=1 << 7)
     path.write_bytes(graph.SerializeToString())
     with frozen_graph.open_frozen_graph(path) as (shapes, read):
-        assert shapes == {"a": (1 << 14,) * 4} and read("a")[5, 4, 3, 2] == 3
+        assert shapes == {"a": (1 << 7,) * 4}
+        array = read("a")
+        assert array[5, 4, 3, 2] == 3 and array.base.nbytes == 4
 
 
 def test_file_that_is_cut(path):
@@ -160,6 +162,21 @@ def too_many_axes(graph):
         graph.node[0].attr["value"].tensor.tensor_shape.dim.add(size=1)
 
 
+def endless(*shape, values=1):
+    def damage(graph):
+        tensor = graph.node[0].attr["value"].tensor
+        tensor.CopyFrom(tf.make_tensor_proto(np.zeros(0, np.float32)))
+        del tensor.tensor_shape.dim[:]
+        for size in shape:
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.float_val.extend([0.5] * values)
+
+    return damage
+
+
+ENDLESS = "refused: floats claims to hold more than 268,435,456 values"
+
+
 def other_shape(graph):
     graph.node[0].attr["value"].tensor.tensor_shape.dim[0].size = 3
 
@@ -177,6 +194,10 @@ def too_many_values(graph):
         (too_many_axes, "floats: a constant without a shape"),
         (other_shape, "floats has another number of values than its shape says"),
         (too_many_values, "longs has another number of values than its shape says"),
+        (endless(1 << 38, 4, values=2), ENDLESS),
+        (endless(1 << 62, 1 << 62, 4), ENDLESS),
+        (endless((1 << 26) + 1, 4), ENDLESS),
+        (endless(0, 1 << 62, 1 << 62, values=0), ENDLESS),
     ],
 )
 def test_graph_that_is_damaged(path, damage, line):

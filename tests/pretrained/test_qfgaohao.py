@@ -36,7 +36,7 @@ def open_file(monkeypatch, shapes, arrays=None):
     return qfgaohao.MB2_SSD_LITE.open("mb2-ssd-lite.pth")
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda source: source.name)
+@pytest.fixture(scope="module", params=FILES, ids=lambda source: source.about.name)
 def case(request, golden):
     """(api.build.Detector, golden values) of a source."""
     source = request.param

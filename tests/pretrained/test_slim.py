@@ -14,7 +14,7 @@ from ssd_tf.models import mobilenet, registry, vgg
 from ssd_tf.models.layers import make_preprocess
 from ssd_tf.pretrained import places, slim
 
-SOURCES = {source.name: source for source in slim.SOURCES}
+SOURCES = {source.about.name: source for source in slim.SOURCES}
 MEAN = np.array([123.68, 116.779, 103.939], np.float32)  # red, green, blue
 
 
@@ -24,7 +24,7 @@ def image(side, height=None):
 
 def build(source, shape):
     """The source's backbone for images of a shape, not filled."""
-    return registry.get_backbone(source.backbone).build(shape, None)
+    return registry.get_backbone(source.about.backbone).build(shape, None)
 
 
 def fill(source, model, variables):
@@ -37,7 +37,7 @@ def fill(source, model, variables):
 
 def run(source, model, pixels, names):
     """The outputs of some layers for an image, preprocessed as the backbone wants it."""
-    mode = registry.get_backbone(source.backbone).preprocessing
+    mode = registry.get_backbone(source.about.backbone).preprocessing
     maps = keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in names})
     outputs = maps(make_preprocess(mode)(pixels), training=False)
     return [np.asarray(outputs[name]) for name in names]
@@ -316,8 +316,8 @@ def test_checkpoint_with_moving_averages(tmp_path):
 def test_sources():
     assert len(SOURCES) == 11
     for source in SOURCES.values():
-        assert source.backbone in registry.list_backbones()
-        (download,) = source.downloads
+        assert source.about.backbone in registry.list_backbones()
+        (download,) = source.about.downloads
         assert download.url.startswith("https://") and download.url.endswith((".tar.gz", ".tgz"))
         assert download.member.endswith(".ckpt")
-        assert source.licence.startswith("Apache-2.0")
+        assert source.about.licence.startswith("Apache-2.0")

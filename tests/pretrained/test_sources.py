@@ -7,7 +7,7 @@ from ssd_tf import config as configs
 from ssd_tf.api import sources as described
 from ssd_tf.errors import ConfigError
 from ssd_tf.models import registry
-from ssd_tf.pretrained import sources
+from ssd_tf.pretrained import catalogue, sources
 from ssd_tf.pretrained.source import BackboneSource, DetectorSource
 
 SOURCES = sources.SOURCES
@@ -40,8 +40,10 @@ BACKBONES = {
 def test_there_are_these():
     found = {name: (s.classes, s.has_background) for name, s in SOURCES.items() if isinstance(s, DetectorSource)}
     assert found == DETECTORS
-    assert {name: s.backbone for name, s in SOURCES.items() if isinstance(s, BackboneSource)} == BACKBONES
-    assert all(source.name == name and sources.get_source(name) is source for name, source in SOURCES.items())
+    found = {name: s.about.backbone for name, s in SOURCES.items() if isinstance(s, BackboneSource)}
+    assert found == BACKBONES
+    assert list(SOURCES) == list(catalogue.ENTRIES)  # whatever is listed can be read
+    assert all(source.about is catalogue.get_entry(name) for name, source in SOURCES.items())
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_there_are_these():
 )
 def test_mistyped_name(name, near):
     with pytest.raises(ConfigError) as caught:
-        sources.get_source(name)
+        catalogue.get_entry(name)
     assert str(caught.value).startswith(
         f"unknown source {name!r} (did you mean {near}?); there are: tfjs_coco_ssd, "
     )
@@ -70,7 +72,11 @@ def test_description():
         assert [set(file) for file in row["downloads"]] == [{"url", "size", "sha256", "member"}] * len(
             row["downloads"]
         )
-        assert [file["url"] for file in row["downloads"]] == [file.url for file in SOURCES[name].downloads]
+        for key in ("downloads", "others"):
+            files = getattr(catalogue.ENTRIES[name], key)
+            assert [file["url"] for file in row[key]] == [file.url for file in files]
+    zoo = [file["url"].rpartition("/")[2] for file in rows["tf_od_ssd_mobilenet"]["others"]]
+    assert zoo == ["ssd_mobilenet_v1_coco_2018_01_28.tar.gz", "ssdlite_mobilenet_v2_coco_2018_05_09.tar.gz"]
     published = {
         "tfjs_coco_ssd": "22",
         "tf_od_ssd_mobilenet": "22",
@@ -98,8 +104,7 @@ def test_settings_are_settings(name):
 )
 def test_files_of_backbones_fill_all_of_them(name):
     source = SOURCES[name]
-    model = registry.get_backbone(source.backbone).build((224, 224, 3), None)
+    model = registry.get_backbone(source.about.backbone).build((224, 224, 3), None)
     # Nobody's classifier has a normalisation before the first head.
-    assert_fills(
-        source.places({}), model, {("neck_block4_conv3", "gamma")} if source.backbone == "vgg16" else set()
-    )
+    but = {("neck_block4_conv3", "gamma")} if source.about.backbone == "vgg16" else set()
+    assert_fills(source.places({}), model, but)

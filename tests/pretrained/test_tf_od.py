@@ -395,6 +395,30 @@ def test_graphs_of_detectors_that_do_something_else(graph, line):
     assert refusal(tf_od._checked, graph) == line
 
 
+@pytest.mark.parametrize("values", [[0.001, 0.001], [], [[0.5, 1], [2, 3]]])
+def test_constants_that_are_no_epsilon(values):
+    tf_od._checked(small_graph(a__batchnorm__add__y=values))
+
+
+@pytest.mark.parametrize("values", [[0.01], [[0.01]]])
+def test_epsilon_in_an_array(values):
+    line = "batch norms of epsilon 0.01, expected 0.001"
+    assert refusal(tf_od._checked, small_graph(a__batchnorm__add__y=values)) == line
+
+
+def test_epsilon_that_is_no_number():
+    line = "batch norms of epsilon nan, expected 0.001"
+    assert refusal(tf_od._checked, small_graph(a__batchnorm__add__y=np.nan)) == line
+
+
+@pytest.mark.parametrize("name", ["Concatenate/concat", "MultipleGridAnchorGenerator/Sqrt/x"])
+def test_anchors_of_another_number_are_not_read(name):
+    shape = (1 << 26, 4) if name.startswith("Conc") else (99,)
+    graph = frozen_graph.Graph({}, frozenset(), {name: shape}, None)
+    line = f"other anchors than ssd_anchor_generator's usual ones: {name}"
+    assert refusal(tf_od._checked, graph) == line
+
+
 def test_graph_tells_the_image_size(shapes):
     found, _ = tf_od._checked(small_graph(Preprocessor__map__while__ResizeImage__stack=[320, 512]))
     config = configs.load_config(None, TF_OD.settings({**shapes, **found}))
@@ -435,16 +459,16 @@ def test_files_of_the_other_source(weights, frozen):
     tfjs = weights / "coco_ssdlite_mobilenet_v2"
     assert refusal(open_all, tfjs) == "the folder holds neither frozen_inference_graph.pb nor a checkpoint"
     assert refusal(open_all, tfjs / "model.json") == "not a frozen graph, or cut"
-    with pytest.raises(DataError, match=r"^frozen_inference_graph\.pb.* is not UTF-8"), TFJS.open(frozen):
+    with pytest.raises(DataError, match=r"^not a TensorFlow\.js model\.json$"), TFJS.open(frozen):
         pass
 
 
 def test_downloads_are_the_files_that_the_tests_read(weights):
     folder = weights / "coco_ssdlite_mobilenet_v2"
-    for download in TFJS.downloads:
+    for download in TFJS.about.downloads:
         path = folder / download.url.rpartition("/")[2]
         assert path.stat().st_size == download.size
         assert fileio.sha256_file(path) == download.sha256
-    assert TFJS.downloads[0].url.endswith("/model.json") and len(TFJS.downloads) == 6
-    (download,) = TF_OD.downloads
+    assert TFJS.about.downloads[0].url.endswith("/model.json") and len(TFJS.about.downloads) == 6
+    (download,) = TF_OD.about.downloads
     assert download.member == "ssd_mobilenet_v2_coco_2018_03_29/frozen_inference_graph.pb"

@@ -187,8 +187,8 @@ def test_shard_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
     write_model(tmp_path, good_arrays())
     whole = fileio.read_bytes
 
-    def cut(path, limit):
-        return whole(path, limit)[: -1 if "shard" in path.name else None]
+    def cut(path, *args, **options):
+        return whole(path, *args, **options)[: -1 if "shard" in path.name else None]
 
     monkeypatch.setattr(fileio, "read_bytes", cut)
     assert refusal(tmp_path) == "group1-shard1of4 changed while it was read"
@@ -250,6 +250,10 @@ CONTENTS = {
     "a size that is no number": (change(1, shape=[True]), "b: its shape is no list of numbers"),
     "too many axes": (change(1, shape=[1] * 9), "b: its shape is no list of numbers"),
     "a size beyond all files": (change(1, shape=[1 << 40]), "b: its shape is no list of numbers"),
+    "nothing, but of endless sides": (
+        change(1, shape=[0, 1 << 39, 1 << 39]),
+        "refused: b claims to hold more than 268,435,456 values",
+    ),
     "texts": (change(1, dtype="string"), "b is of type string, expected float32, int32 or bool"),
     "a type that is none": (change(1, dtype=[1]), "b is of type [1], expected float32, int32 or bool"),
     "an unknown quantisation": (
@@ -280,12 +284,16 @@ def test_models_that_are_none(tmp_path, damage, line):
     ("text", "line"),
     [
         ('{"modelTopology": {', "model.json: cut at byte 19"),
-        ("[1,\n 2 3]", "model.json:2:4: Expecting ',' delimiter"),
-        ("PK\3\4", "model.json:1:1: Expecting value"),
+        ("", "model.json: cut at byte 0"),
+        ('\ufeff\r\n{"a":\n 2 3}', "model.json:3:4: Expecting ',' delimiter"),
+        ('{"a": "\udcff"}', "model.json is not UTF-8 (byte 0xFF at 7)"),
+        ("[1,\n 2 3]", "not a TensorFlow.js model.json"),
+        ("PK\3\4", "not a TensorFlow.js model.json"),
+        ("\x80\x02\udc8a", "not a TensorFlow.js model.json"),
     ],
 )
 def test_file_that_is_no_json(tmp_path, text, line):
-    (tmp_path / "model.json").write_text(text)
+    (tmp_path / "model.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert refusal(tmp_path) == line
     assert refusal(tmp_path / "model.json") == line
 

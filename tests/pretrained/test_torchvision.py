@@ -15,19 +15,19 @@ COLUMNS = tuple(column for column in range(91) if column not in BACKGROUND)
 WHOLE = Classes(tuple(f"id{i}" for i in range(1, 91)), tuple(range(1, 91)), (0,), tuple(range(1, 91)), 91)
 
 
-@pytest.fixture(scope="module", params=[SSD300, SSDLITE320], ids=lambda source: source.name)
+@pytest.fixture(scope="module", params=[SSD300, SSDLITE320], ids=lambda source: source.about.name)
 def source(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
 def shapes(golden, source):
-    return read_shapes(golden, source.name)
+    return read_shapes(golden, source.about.name)
 
 
 @pytest.fixture(scope="module")
 def values(golden, source):
-    return read_values(golden, source.name)
+    return read_values(golden, source.about.name)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_settings(outputs, source):
 
 def test_file_is_known_by_its_name(source):
     """torchvision puts the first digits of the sum into it."""
-    (download,) = source.downloads
+    (download,) = source.about.downloads
     assert len(download.sha256) == 64
     assert download.url.endswith(f"_coco-{download.sha256[:8]}.pth")
 
