@@ -1,6 +1,5 @@
 """Where arrays of a file belong in a network; checked as a whole before the first weight changes."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +55,8 @@ def fill(model, places, shapes, read):
     stored = {name for name, place in places.items() if place.value is None}
     unknown = [f"{shown(name)[:80]} is not part of the network" for name in shapes if name not in stored]
     _refuse([*_misfits(targets, shapes), *unknown])
-    # A reader may need the memory for an array several times: the largest are read while little else is held.
-    names = sorted(targets, key=lambda name: -math.prod(shapes.get(name, ())))
-    arrays = {name: _find_array(name, *targets[name], read) for name in names}
-    _refuse([f"{name} is not finite" for name in targets if not np.all(np.isfinite(arrays[name]))])
+    arrays = {name: _find_array(name, *target, read) for name, target in targets.items()}
+    _refuse([f"{name} is not finite" for name, array in arrays.items() if not np.all(np.isfinite(array))])
     for name, (variable, _) in targets.items():
         variable.assign(arrays[name])
 

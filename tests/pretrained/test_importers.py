@@ -15,7 +15,7 @@ from ssd_tf import config as configs
 from ssd_tf.api import build, weights
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
 from ssd_tf.models import registry
-from ssd_tf.pretrained import importers, places
+from ssd_tf.pretrained import importers
 from ssd_tf.pretrained.places import Place
 from ssd_tf.pretrained.safetensors_file import open_safetensors
 
@@ -85,20 +85,6 @@ def test_arrays_reach_their_weights(path):
     assert (
         network.get_layer("two").kernel.value.numpy().ravel().tolist() == arrays["b.conv.weight"].ravel().tolist()
     )
-
-
-def test_largest_are_read_first_and_the_first_is_named(network):
-    arrays, order = good_arrays() | {"b.conv.weight": np.full((1, 2, 1, 1), np.nan, np.float32)}, []
-    arrays["a.bn.running_var"] = np.full(2, np.inf, np.float32)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    with pytest.raises(DataError) as caught:
-        places.fill(network, PLACES, shapes, lambda name: (order.append(name), arrays[name])[1])
-    assert str(caught.value) == "weights do not fit: a.bn.running_var is not finite; b.conv.weight is not finite"
-    assert sorted(order) == sorted(PLACES) and order[0] == "a.conv.weight"
-    places_backwards, order[:] = dict(reversed(PLACES.items())), []
-    with pytest.raises(DataError, match="b.conv.weight is not finite; a.bn.running_var"):
-        places.fill(network, places_backwards, shapes, lambda name: (order.append(name), arrays[name])[1])
-    assert order[0] == "a.conv.weight"
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
