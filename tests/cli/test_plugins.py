@@ -40,7 +40,8 @@ def test_list_backbones():
     names = registry.list_backbones()
     assert [line.split(maxsplit=1)[0] for line in lines] == names
     assert all(10 < len(line.split(maxsplit=1)[1]) <= 110 for line in lines)
-    assert f"{'mobilenet_v1':<19}  MobileNet V1, without its classifier [model.width, model.layout=seed]" in lines
+    options = "model.width, model.padding, model.activation, model.layout=seed"
+    assert f"{'mobilenet_v1':<19}  MobileNet V1, without its classifier [{options}]" in lines
     rows = {row["name"]: row for row in json.loads(last)}
     assert [*rows] == names
     assert rows["vgg16"]["layouts"] == ["default", "seed"]
