@@ -1,7 +1,9 @@
 """ssd.pytorch's SSD300 and its backbone file, with seeded weights, compute what that computes."""
 
+import h5py
 import numpy as np
 import pytest
+import torch_writer
 from golden_cases import (
     assert_fills,
     assert_near,
@@ -53,7 +55,7 @@ def test_pixels(detector, values):
 
 
 def test_backbone_file(detector, shapes):
-    """The bare backbone, for our own input, BGR; the L2 normalisation's scale is not in the file and stays 20."""
+    """The bare backbone; the L2 normalisation's scale is not in the file and stays 20."""
     source = amdegroot.VGG16_REDUCEDFC
     bare = {name.removeprefix("vgg."): shape for name, shape in shapes.items() if name.startswith("vgg.")}
     assert len(bare) == 30
@@ -66,10 +68,19 @@ def test_backbone_file(detector, shapes):
         expected = [np.array(weight) for weight in whole.get_layer(layer.name).get_weights()]
         if layer.name == "neck_block4_conv3":
             expected = [np.full(512, 20, np.float32)]
-        if layer.name == "block1_conv1":
-            expected[0] = expected[0][:, :, [2, 1, 0]]
         for found, value in zip(layer.get_weights(), expected, strict=True):
             np.testing.assert_array_equal(found, value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["bgr", "rgb"])
+def test_backbone_files_are_read_for_bgr_whichever_order_they_have(weights, tmp_path, order):
+    with h5py.File(weights / "imagenet" / "vgg16_notop.weights.h5") as file:
+        kernel = np.transpose(file["layers/conv2d/vars/0"], (3, 2, 0, 1))
+    path = tmp_path / "vgg.pth"
+    path.write_bytes(torch_writer.write_state({"0.weight": kernel[:, list(order)]}))
+    with amdegroot.VGG16_REDUCEDFC.open(path) as (shapes, read):
+        assert shapes == {"0.weight": (64, 3, 3, 3)}
+        np.testing.assert_array_equal(read("0.weight"), kernel)
 
 
 def test_columns_are_counted(shapes):
