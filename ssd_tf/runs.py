@@ -111,14 +111,16 @@ def new_run(path):
         with contextlib.suppress(OSError):  # until somebody else has begun to use one
             if own_lock and not isinstance(error, fileio.InUse):
                 (path / ".lock").unlink(missing_ok=True)
-            for directory in made:
+        for directory in made:
+            with contextlib.suppress(OSError):  # the inner ones may never have come to be
                 directory.rmdir()
         raise
 
 
 def _missing_directories(path):
     """Those of `path` and its parents that do not exist, the innermost first."""
-    return [directory for directory in (path, *path.parents) if not directory.exists()]
+    with fileio.output_errors(path):  # a name may be too long to be asked for
+        return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def _refuse_content(path):

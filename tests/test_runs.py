@@ -402,6 +402,14 @@ def test_nothing_is_left_of_a_run_that_cannot_be_published(tmp_path, monkeypatch
     assert runs.find_checkpoint(tmp_path / name).path.name == "step-00000000"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300 + "/b"])
+def test_new_runs_with_names_that_are_too_long(tmp_path, name):
+    with pytest.raises(EnvironmentFault) as caught, runs.new_run(tmp_path / name):
+        pytest.fail("nothing may be done")
+    assert str(caught.value).startswith("file name too long: ") and str(caught.value).count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_new_runs_need_an_empty_directory(tmp_path):
     (tmp_path / "file.txt").touch()
     with pytest.raises(ConfigError, match="is not empty; choose another --run_dir"), runs.new_run(tmp_path):

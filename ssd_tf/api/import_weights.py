@@ -13,6 +13,11 @@ from ssd_tf.pretrained import classes, download, places, sources, tf_checkpoint
 from ssd_tf.structures import LabelMap
 
 _IMAGE_SHAPE = (224, 224, 3)  # weights of convolutions do not depend on it
+_HEADER = 4096  # bytes that HDF5 takes for an array beside its numbers; half of it is common
+
+
+class _WrongLabels(DataError):
+    """The user's names do not fit the file, which may well be the right one."""
 
 
 def import_weights(
@@ -40,17 +45,20 @@ def import_weights(
     """
     entry = check_options(source, weights, run_dir, output, labels, base_url)
     found, is_detector = sources.SOURCES[source], entry.kind == "detector"
+    fetched = () if weights else entry.downloads
     if is_detector:
         names = classes.read_labels(labels) if labels else None
         with runs.new_run(run_dir) as draft:
             path = _find_file(weights) or _download(entry, base_url, write_line, progress)
-            result = _import_detector(found, path, names, draft)
+            with download.forgetting(fetched, path, _WrongLabels):
+                result = _import_detector(found, path, names, draft)
             if write_line and weights and not names:  # a file that was fetched is known
                 write_line(classes.describe_assumption(found))
     else:
         fileio.claim_file(output, (weights,))
         path = _find_file(weights) or _download(entry, base_url, write_line, progress)
-        result = _import_backbone(found, path, Path(output))
+        with download.forgetting(fetched, path, _WrongLabels):
+            result = _import_backbone(found, path, Path(output))
     where = {"run_dir": str(run_dir)} if is_detector else {"output": str(output)}
     return {"source": source, "weights": str(path), **where, **result}
 
@@ -73,7 +81,11 @@ def _import_detector(source, path, names, draft):
     """Builds and fills the network of a file, then writes the run."""
 
     def make(shapes):
-        chosen = classes.choose_classes(source, source.count_columns(shapes), names)
+        columns = source.count_columns(shapes)
+        try:
+            chosen = classes.choose_classes(source, columns, names)
+        except DataError as error:
+            raise (_WrongLabels if names else DataError)(str(error)) from None
         try:
             config = _make_config(source, shapes, chosen)
             model = build.build(config, load_weights=False).model
@@ -83,6 +95,7 @@ def _import_detector(source, path, names, draft):
 
     model, tensors, (config, chosen) = _fill(source, path, make)
     label_map = LabelMap(chosen.names, chosen.source_ids)
+    _check_space(draft.parent, model)
 
     def write(directory):
         model.save_weights(directory / runs.WEIGHTS)
@@ -105,6 +118,7 @@ def _import_backbone(source, path, output):
         return model, source.places(shapes), None
 
     model, tensors, _ = _fill(source, path, make)
+    _check_space(output.parent, model)
     draft = fileio.temporary_name(output)
     draft = draft.with_name(draft.name + SUFFIX)
     try:
@@ -116,6 +130,11 @@ def _import_backbone(source, path, output):
     return {"backbone": source.about.backbone, "parameters": model.count_params(), "tensors": tensors}
 
 
+def _check_space(directory, model):
+    """Raises EnvironmentFault unless the weights find room: HDF5 crashes the process when the disk is full."""
+    fileio.check_free_space(directory, 4 * model.count_params() + _HEADER * len(model.weights))
+
+
 def _fill(source, path, make):
     """Fills what make({name: shape}) builds, (model, places, more); returns the model, arrays read, and more."""
     try:
@@ -124,5 +143,6 @@ def _fill(source, path, make):
             model, found, more = make(used)
             places.fill(model, found, used, read)
     except DataError as error:
-        raise DataError(f"{error}: {shown(path)}") from None
+        kind = _WrongLabels if isinstance(error, _WrongLabels) else DataError
+        raise kind(f"{error}: {shown(path)}") from None
     return model, len(used), more

@@ -1,6 +1,7 @@
 """Names for the class columns of other people's heads: public sets, files of labels, which column is whose."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_tf import fileio
@@ -8,11 +9,15 @@ from ssd_tf.errors import DataError, is_text, shown
 from ssd_tf.pretrained.source import Classes
 from ssd_tf.structures import LabelMap, refuse_repeated
 
-_LIMIT = 8 << 20
+_LIMIT = 1 << 20  # bytes that name 20 thousand classes
 _LONGEST = 200  # characters of a name
 _NO_CLASS = "N/A"  # in torchvision's list of COCO's names
 _QUOTED = r""" "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' """
-_TOKEN = re.compile(rf"\s+ | \#[^\n]* | (?P<token>[A-Za-z_]\w* | -?\d+ | [{{}}:,;] | {_QUOTED})", re.VERBOSE)
+_NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_TOKEN = re.compile(
+    rf"\s+ | \#[^\n]* | (?P<token>[A-Za-z_]\w* | {_NUMBER} | [{{}}\[\]:,;] | {_QUOTED})", re.VERBOSE
+)
+_CLOSING = {"{": "}", "[": "]"}
 _IS_MAP = re.compile(r"(?:\s|#[^\n]*\n)*item\s*:?\s*\{")
 
 # The names in COCO's instances_*.json by their ids; those between were never annotated.
@@ -36,13 +41,25 @@ VOC = dict(enumerate(_VOC, 1))
 _KNOWN = {"coco": COCO, "voc": VOC}
 
 
+@dataclass(frozen=True)
+class ColumnLabels(LabelMap):
+    """Classes of a list that has a line for every column; source_ids are the columns.
+
+    Attributes:
+      num_columns: columns in the list, those without a class included, the background's left out.
+    """
+
+    num_columns: int = 0
+
+
 def choose_classes(source, num_columns, labels=None):
     """Decides which columns of a file's class heads stand for which classes.
 
     Args:
       source: source.DetectorSource.
       num_columns: columns an anchor has in the file; column 0 is background.
-      labels: structures.LabelMap of the user's names, or None: those that the source is known to have.
+      labels: structures.LabelMap of the user's names, or ColumnLabels; None: those that the source is known to
+        have.
 
     Returns:
       source.Classes. Columns without a name count to the background, or are dropped where each class has a
@@ -84,6 +101,11 @@ def _names_of_columns(source, num_columns, labels):
             few = "1 class: name it" if num_classes == 1 else f"{num_classes} classes: name them"
             raise DataError(f"the file has {few} with --labels=FILE, one name a line")
         return known
+    if isinstance(labels, ColumnLabels):
+        if labels.num_columns != num_classes:
+            lines = f"{labels.num_columns} lines of classes and {_NO_CLASS}"
+            raise DataError(f"--labels has {lines}, the file has {num_classes} classes")
+        return dict(zip(labels.source_ids, labels.names, strict=True))
     if len(labels) == num_classes:
         return dict(enumerate(labels.names, 1))
     if num_classes == max(COCO) and set(labels.names) == set(COCO.values()):
@@ -91,6 +113,8 @@ def _names_of_columns(source, num_columns, labels):
         return {columns[name]: name for name in labels.names}
     ids = labels.source_ids
     if ids != tuple(range(1, len(ids) + 1)) and min(ids) >= 1 and max(ids) <= num_classes:  # a map with gaps
+        if max(ids) < num_classes:  # the rest may have been cut off
+            raise DataError(f"--labels ends at id {max(ids)}, the file has {num_classes} classes")
         return dict(zip(ids, labels.names, strict=True))
     raise DataError(f"--labels names {_count(len(labels))}, the file has {num_classes}")
 
@@ -107,7 +131,8 @@ def read_labels(path):
         a class), a label map of the TF Object Detection API (.pbtxt), or a label_map.json of ours.
 
     Returns:
-      structures.LabelMap; its source_ids are the ids in the file, or the numbers of the names.
+      structures.LabelMap; its source_ids are the ids in the file, or the numbers of the names. ColumnLabels of a
+      text with lines N/A.
 
     Raises:
       DataError: unreadable, no names, an empty one, or one twice; names the file and the line.
@@ -116,15 +141,14 @@ def read_labels(path):
         labels = LabelMap.from_json(fileio.read_json(path, _LIMIT), shown(path), allow_gaps=True)
     else:
         text = fileio.read_text(path, _LIMIT)
-        rows = _read_map(text, path) if _IS_MAP.match(text) else _read_lines(text, path)
-        labels = LabelMap(tuple(name for _, name in rows), tuple(class_id for class_id, _ in rows))
+        labels = _read_map(text, path) if _IS_MAP.match(text) else _read_lines(text, path)
     if not labels.names:
         raise DataError(f"{shown(path)} names no class")
     return labels
 
 
 def _read_lines(text, path):
-    """[(id, name)] of a text with one name a line."""
+    """The LabelMap of a text with one name a line."""
     lines = [line.strip() for line in text.rstrip().splitlines()]
     first = 1 if lines and lines[0].strip("_").lower() == "background" else 0
     seen = {}
@@ -136,7 +160,9 @@ def _read_lines(text, path):
         if name in seen:
             raise DataError(f"{where}: {shown(name)!r} stands in line {seen[name]} already")
         seen[name] = number
-    return [(number - first, name) for name, number in seen.items()]
+    names, columns = tuple(seen), tuple(number - first for number in seen.values())
+    num_columns = len(lines) - first
+    return LabelMap(names) if len(names) == num_columns else ColumnLabels(names, columns, num_columns)
 
 
 def _check_name(name, where):
@@ -147,7 +173,7 @@ def _check_name(name, where):
 
 
 def _read_map(text, path):
-    """[(id, name)] of a TF Object Detection label map, by id; the background's id 0 is left out."""
+    """The LabelMap of a TF Object Detection label map, by id; the background's id 0 is left out."""
     tokens, rows = _tokens(text, path), []
     while tokens:
         line = tokens[-1][0]
@@ -161,7 +187,8 @@ def _read_map(text, path):
     refuse_repeated(rows, shown(path), "item")
     if any(class_id < 0 for class_id, _ in rows):
         raise DataError(f"{shown(path)}: ids start at 1, 0 is the background")
-    return sorted(row for row in rows if row[0] > 0)
+    rows = sorted(row for row in rows if row[0] > 0)
+    return LabelMap(tuple(name for _, name in rows), tuple(class_id for class_id, _ in rows))
 
 
 def _tokens(text, path):
@@ -187,12 +214,26 @@ def _read_item(tokens, path):
     fields = {}
     while tokens and tokens[-1][1] != "}":
         name = _take(tokens, path)
-        _take(tokens, path, ":")
-        fields.setdefault(name, _take(tokens, path))
+        if not tokens or tokens[-1][1] != "{":
+            _take(tokens, path, ":")
+        fields.setdefault(name, _take_value(tokens, path))
         while tokens and tokens[-1][1] in ",;":
             tokens.pop()
     _take(tokens, path, "}")
     return fields
+
+
+def _take_value(tokens, path):
+    """A field's text; the first bracket of a message or list, which is taken away as a whole."""
+    value = _take(tokens, path)
+    closing = [_CLOSING[value]] if value in _CLOSING else []
+    while closing:
+        if tokens and tokens[-1][1] in _CLOSING.values():
+            _take(tokens, path, closing.pop())
+        else:
+            token = _take(tokens, path)
+            closing += [_CLOSING[token]] if token in _CLOSING else []
+    return value
 
 
 def _take(tokens, path, expected=None):

@@ -1,10 +1,12 @@
 """Files that others publish, fetched into a cache: resumed where cut, checked before they are used."""
 
+import bz2
+import contextlib
+import gzip
 import http.client
 import lzma
 import os
 import re
-import shutil
 import tarfile
 import time
 import urllib.error
@@ -21,9 +23,14 @@ _TRIES = 5
 _WAIT = 1.0  # seconds before the second try; twice as long before each further one
 _TIMEOUT = 30.0  # seconds of silence
 _CHUNK = 1 << 20
-_LIMIT = 4 << 30  # bytes of a file whose size is not known, and of what is taken out of an archive
+_LIMIT = 4 << 30  # bytes of a file whose size is not known, and of what an archive holds
+_HEADERS = 1 << 19  # bytes of an archive's headers, which tarfile keeps in memory
 _RETRIED = (408, 416, 425, 429)  # and all from 500 on
 _ELSEWHERE = "download it elsewhere and give --weights=FILE"
+_PIECE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15}|\*)")
+_ENDING = r"(|\.[\w.-]{1,80})"
+_TAGS = {"tag": "ETag", "modified": "Last-Modified"}  # what is noted of the server's file, and its header
+_PACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x5d\0\0": lzma.open}
 
 
 class _Cut(Exception):
@@ -40,6 +47,38 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if urllib.parse.urlsplit(new).scheme not in (("https",) if request.type == "https" else ("http", "https")):
             return None  # which makes it an error of the redirection's status
         return super().redirect_request(request, response, code, message, headers, new)
+
+
+class _Unpacked:
+    """What an archive holds, unpacked: read onwards alone, and no more of it than is bearable."""
+
+    def __init__(self, file):
+        self._file, self._at, self._headers = file, 0, _HEADERS
+
+    def tell(self):
+        return self._at
+
+    def seek(self, position):
+        """Goes on to a place, or to the end before it."""
+        if position < self._at:
+            raise tarfile.ReadError("it leads backwards")
+        while self.take(position - self._at):
+            pass
+
+    def read(self, count):
+        """Returns the next bytes: what tarfile reads are headers, since members are taken."""
+        if not 0 <= count <= self._headers:
+            raise tarfile.ReadError("too many headers, or too large ones")
+        self._headers -= count
+        return self.take(count)
+
+    def take(self, count):
+        """Returns the next bytes, not too many at once; fewer at the end."""
+        data = self._file.read(min(count, _CHUNK))
+        self._at += len(data)
+        if self._at > _LIMIT:
+            raise tarfile.ReadError(f"more than {_LIMIT:,} bytes")
+        return data
 
 
 def cache_directory():
@@ -112,7 +151,7 @@ def fetch(download, folder, base_url=None, progress=None):
       EnvironmentFault: nothing can be fetched from there, or the cache cannot be written.
     """
     url = _address(download.url, base_url)
-    target = Path(folder) / PurePosixPath(urllib.parse.urlsplit(download.url).path).name
+    target = _target(download, folder)
     if not _is_sound(target, download, url):
         _fetch_anew(url, target, download, progress)
     if not download.member:
@@ -124,10 +163,54 @@ def fetch(download, folder, base_url=None, progress=None):
         raise
 
 
+@contextlib.contextmanager
+def forgetting(downloads, path, but=()):
+    """Removes fetched files that may be anything if they cannot be used, so that the next try fetches them again.
+
+    Args:
+      downloads: catalogue.Downloads that the block uses; those whose SHA-256 is known are what was expected: they
+        stay.
+      path: what fetch_all has returned for them.
+      but: kinds of DataErrors that are not the files' fault.
+
+    Raises:
+      DataError: of the block; tells of the removal.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except DataError as error:
+        if not _remove_unknown(downloads, Path(path).parent):
+            raise
+        raise DataError(f"{error}: removed from the cache, the next try fetches it again") from None
+
+
+def _remove_unknown(downloads, folder):
+    """Whether a file was removed; none is while another process writes there."""
+    targets = [_target(download, folder) for download in downloads if not download.sha256]
+    found = [target for target in targets if target.is_file()]
+    with contextlib.suppress(EnvironmentFault):
+        if found:
+            with fileio.directory_lock(folder), fileio.output_errors(folder):
+                for target in found:
+                    _state_path(target).unlink(missing_ok=True)
+                    target.unlink(missing_ok=True)
+            return True
+    return False
+
+
+def _target(download, folder):
+    return Path(folder) / _file_name(download.url)
+
+
+def _file_name(url):
+    return PurePosixPath(urllib.parse.urlsplit(url).path).name
+
+
 def _address(url, base_url):
     check_base_url(base_url)
-    name = PurePosixPath(urllib.parse.urlsplit(url).path).name
-    return f"{base_url.rstrip('/')}/{name}" if base_url else url
+    return f"{base_url.rstrip('/')}/{_file_name(url)}" if base_url else url
 
 
 def _state_path(target):
@@ -135,7 +218,7 @@ def _state_path(target):
 
 
 def _read_state(target):
-    """What was noted about a file or its beginnings: url, tag, and of a whole file size and sha256."""
+    """What was noted: url, of a whole file size and sha256, of a beginning the whole's total, tag and modified."""
     try:
         state = fileio.read_json(_state_path(target), _CHUNK)
     except DataError:
@@ -192,7 +275,9 @@ def _transfer(url, target, part, download, progress):
         if number:
             time.sleep(_WAIT * 2 ** (number - 1))
         try:
-            return _receive(url, target, part, download, progress)
+            while not _receive(url, target, part, download, progress):
+                pass  # the server hands it out in pieces
+            return
         except _Cut as error:
             reason = str(error)
             if error.restart:
@@ -204,31 +289,36 @@ def _transfer(url, target, part, download, progress):
 
 
 def _receive(url, target, part, download, progress):
-    """One try, from where the last one ended if the server's file is still the same."""
-    with _open(url, _resuming_headers(url, target, part, download)) as response:
-        start = _find_start(response, part)
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if re.fullmatch(r"\d{1,15}", length) else download.size
+    """One try, from where the last one ended if the server's file is still the same; whether it is whole then."""
+    headers = _resuming_headers(url, target, part, download)
+    with _open(url, headers) as response:
+        asked, noted = (part.stat().st_size, _read_state(target)) if headers else (0, {})
+        start, end, total = _find_piece(response, asked, noted, download)
         if download.size and total != download.size:
             _forget(target, part)
             raise _changed(url, f"{total:,} bytes, expected {download.size:,}")
         if total > _LIMIT:
             raise _changed(url, f"{total:,} bytes")
         fileio.check_free_space(part.parent, total - start)
-        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        fileio.write_json(_state_path(target), {"url": url, "tag": tag})
-        done = _append(response, part, start, total, progress)
-    if done < total:
+        if not start:
+            part.unlink(missing_ok=True)  # before what is noted is no longer about it
+            tags = {key: response.headers.get(header) or "" for key, header in _TAGS.items()}
+            fileio.write_json(_state_path(target), {"url": url, "total": total, **tags})
+        done = _append(response, part, start, end, total, progress)
+    if done < end:
         raise _Cut(f"it has {total:,}")
-    if done > (total or _LIMIT):
+    if start and done > end:
+        raise _Cut("the server sent more than it announced", restart=True)
+    if done > (end or _LIMIT):
         _forget(target, part)
-        raise _changed(url, f"more than {total or _LIMIT:,} bytes")
+        raise _changed(url, f"more than {end or _LIMIT:,} bytes")
+    return done >= total
 
 
 def _resuming_headers(url, target, part, download):
     """Asks for the rest of what is there, if it can be told that it is the rest of the same file."""
     state, start = _read_state(target), part.stat().st_size if part.exists() else 0
-    tag = state.get("tag")
+    tag = state.get("tag") or state.get("modified")
     tag = tag if isinstance(tag, str) and tag.isprintable() and not tag.startswith("W/") else ""
     if not start or state.get("url") != url or not (tag or download.sha256):
         return {}
@@ -261,19 +351,28 @@ def _reason(error):
     return shown(getattr(reason, "strerror", None) or str(reason) or type(reason).__name__)[:120].lower()
 
 
-def _find_start(response, part):
-    """Where in the file the response begins: 0 if the server sends all of it."""
+def _find_piece(response, asked, noted, download):
+    """Where in the file a response begins, where it ends, and the file's size; both 0 if they are not told."""
+    headers = response.headers
     if response.status != 206:
-        return 0
-    start = part.stat().st_size if part.exists() else 0
-    if not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
+        length = headers.get("Content-Length", "")
+        total = int(length) if re.fullmatch(r"[0-9]{1,15}", length) else download.size
+        return 0, total, total
+    match = _PIECE.fullmatch(headers.get("Content-Range", "").strip())
+    if not match or int(match[1]) != asked:
         raise _Cut("the server sent another part than asked for", restart=True)
-    return start
+    known = download.size or noted.get("total") or 0
+    end, total = int(match[2]) + 1, known if match[3] == "*" else int(match[3])
+    if not asked < end <= total or known not in (0, total):
+        raise _Cut("the server sent a part of a file of another size", restart=True)
+    if any(noted.get(key) and headers.get(header, noted[key]) != noted[key] for key, header in _TAGS.items()):
+        raise _Cut("the file has changed", restart=True)
+    return asked, end, total
 
 
-def _append(response, part, start, total, progress):
+def _append(response, part, start, end, total, progress):
     """Writes what comes; returns how many bytes there are then, one more than there may be if there are more."""
-    done, limit = start, total or _LIMIT
+    done, limit = start, end or _LIMIT
     with fileio.output_errors(part), open(part, "ab" if start else "wb") as file:
         while done <= limit:
             chunk = _read(response, min(_CHUNK, limit + 1 - done))
@@ -296,22 +395,62 @@ def _read(response, count):
 def _extract(archive, member):
     """Takes a regular file, or those whose names go on after `member` and a dot, out of a tar archive."""
     target = archive.with_name(PurePosixPath(member).name)
-    names, left = re.compile(r"(?:\./)?" + re.escape(member) + r"(|\.[\w.-]{1,80})"), _LIMIT
+    _remove_members(archive, target.name)
+    names = re.compile(r"(?:\./)?" + re.escape(member) + _ENDING)
     try:
-        with tarfile.open(archive, "r|*") as tar:
-            for entry in tar:
-                match = names.fullmatch(entry.name)
-                if match is None:
-                    continue
-                if not entry.isreg() or entry.size > left:
-                    raise DataError(f"refused: {shown(entry.name)[:80]} is a link or too large: {shown(archive)}")
-                with fileio.atomic_write(target.with_name(target.name + match[1])) as file:
-                    shutil.copyfileobj(tar.extractfile(entry), file, _CHUNK)
-                left -= entry.size
-                if not match[1]:
-                    break
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
+        with _open_unpacked(archive) as file:
+            found = _take_members(_Unpacked(file), names, target)
+    except DataError as error:
+        raise DataError(f"{error}: {shown(archive)}") from None
+    except (RecursionError, MemoryError):
+        raise DataError(f"cannot read the archive: it needs too much memory: {shown(archive)}") from None
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, ArithmeticError, OSError) as error:
         raise DataError(f"cannot read the archive: {shown(error)[:120]}: {shown(archive)}") from None
-    if left == _LIMIT:
+    if not found:
         raise DataError(f"no {shown(member)} in the archive: {shown(archive)}")
     return target
+
+
+def _remove_members(archive, name):
+    """Removes what an earlier archive held: beside new files it could be read in their place."""
+    names = re.compile(re.escape(name) + _ENDING)
+    with fileio.output_errors(archive.parent):
+        for path in list(archive.parent.iterdir()):
+            if path != archive and names.fullmatch(path.name) and not path.is_dir():
+                path.unlink()
+
+
+def _open_unpacked(archive):
+    with open(archive, "rb") as file:
+        start = file.read(max(map(len, _PACKERS)))
+    opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), open)
+    return opener(archive, "rb")
+
+
+def _take_members(unpacked, names, target):
+    """Writes the members of such names to files; tells whether there are any."""
+    found = False
+    with tarfile.open(fileobj=unpacked, mode="r:") as tar:
+        while entry := tar.next():
+            tar.members.clear()  # each may hold all the pax headers before it
+            match = names.fullmatch(entry.name)
+            if match is None:
+                continue
+            if not entry.isreg() or entry.issparse() or not 0 <= entry.size <= _LIMIT - unpacked.tell():
+                raise DataError(f"refused: {shown(entry.name)[:80]} is a link, sparse or too large")
+            with fileio.atomic_write(target.with_name(target.name + match[1])) as file:
+                _copy(unpacked, entry, file)
+            found = True
+            if not match[1]:
+                break
+    return found
+
+
+def _copy(unpacked, entry, file):
+    end = entry.offset_data + entry.size
+    unpacked.seek(entry.offset_data)
+    while unpacked.tell() < end:
+        data = unpacked.take(end - unpacked.tell())
+        if not data:
+            raise tarfile.ReadError("unexpected end of data")
+        file.write(data)

@@ -44,7 +44,8 @@ def fill(model, places, shapes, read):
       read: function from a name to its array, float32.
 
     Raises:
-      DataError: arrays that are missing, of another shape, unknown or not finite: names the first.
+      DataError: arrays that are missing, of another shape, unknown or not finite, variances that are negative:
+        names the first.
     """
     layers = {layer.name: layer for layer in detector.all_layers(model)}
     targets = {
@@ -57,6 +58,9 @@ def fill(model, places, shapes, read):
     _refuse([*_misfits(targets, shapes), *unknown])
     arrays = {name: _find_array(name, *target, read) for name, target in targets.items()}
     _refuse([f"{name} is not finite" for name, array in arrays.items() if not np.all(np.isfinite(array))])
+    # A normalisation takes the square root.
+    variances = [name for name, (_, place) in targets.items() if place.weight == "moving_variance"]
+    _refuse([f"{name} is negative" for name in variances if np.any(arrays[name] < 0)])
     for name, (variable, _) in targets.items():
         variable.assign(arrays[name])
 

@@ -175,6 +175,8 @@ def _stack_global(machine):
     del machine.stack[-2:]
     if type(module) is not str or type(name) is not str:
         raise TypeError
+    if max(len(module), len(name)) > _MAX_NAME:  # before they are joined: both may come again and again
+        raise refusal(f"{module[:_MAX_NAME]}.{name[:_MAX_NAME]}")
     _push_global(machine, module, name)
 
 

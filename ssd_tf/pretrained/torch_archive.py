@@ -1,9 +1,11 @@
 """The two formats of torch.save: what was saved, its tensors still unread, and where their numbers lie."""
 
+import itertools
 import os
 import re
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +22,7 @@ _TAIL = 22 + (1 << 16)  # of a zip file: the last record with the longest commen
 _FOREIGN_ZIP = "not a weights file: a zip archive that torch.save did not write"
 _ENCRYPTED = 1  # flag of a member
 _FOLDER = 16  # attribute: other readers then find nothing in it
+_PIECE = 1 << 20  # bytes that are summed up at once
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LAYOUTS = {
     "Float": "f4",
@@ -123,8 +126,6 @@ def read_zip(file):
         if member.file_size != _bytes_of(storage):
             found, claimed = f"{member.file_size:,}", f"{_bytes_of(storage):,}"
             raise DataError(f"damaged: storage {_name(key)} has {found} bytes of numbers, not {claimed}")
-    if sum(map(_bytes_of, builder.storages.values())) > size:
-        raise DataError("refused: its storages claim more than the whole file")
     return Archive(content, places, _byte_order(file, members.get(f"{folder}byteorder"), size))
 
 
@@ -142,7 +143,16 @@ def _list_members(file, size):
     members = {member.filename: member for member in listed}
     if len(members) < len(listed):
         raise DataError("damaged: has two members of one name")
+    _refuse_overlaps(listed)
     return members
+
+
+def _refuse_overlaps(members):
+    """Those that lie in each other could have the same bytes read again and again."""
+    ordered = sorted(members, key=lambda member: member.header_offset)
+    for member, after in itertools.pairwise(ordered):
+        if member.header_offset + _LOCAL_HEADER.size + member.compress_size > after.header_offset:
+            raise DataError(f"damaged: {_name(member.filename)} and {_name(after.filename)} in it overlap")
 
 
 def _directory_size(tail):
@@ -178,7 +188,7 @@ def _check_version(file, members, folder, size):
 
 
 def _locate(file, member, size):
-    """Offset of the content of a member, which must be neither compressed nor reach out of the file."""
+    """Offset of the content of a member, which is neither compressed nor damaged and stays in the file."""
     name = _name(member.filename)
     stored = member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
     if not stored or member.flag_bits & _ENCRYPTED or member.external_attr & _FOLDER:
@@ -188,7 +198,18 @@ def _locate(file, member, size):
     start = member.header_offset + _LOCAL_HEADER.size + sum(lengths)
     if signature != b"PK\x03\x04" or start + member.file_size > size:
         raise DataError(f"cut off, or damaged: {name} is not where the zip directory says")
+    # torch.save writes 0 where it is told not to compute the sums.
+    if member.CRC and _sum_up(file, start, member.file_size) != member.CRC:
+        raise DataError(f"damaged: {name} in it is not what was written: its CRC-32 differs")
     return start
+
+
+def _sum_up(file, start, count):
+    """The CRC-32 of bytes of a file."""
+    total = 0
+    for at in range(start, start + count, _PIECE):
+        total = zlib.crc32(read_at(file, at, min(_PIECE, start + count - at)), total)
+    return total
 
 
 def _byte_order(file, member, size):
@@ -352,6 +373,8 @@ def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=
         raise DataError("refused: holds tensors that are negated or conjugated views")
     if len(shape) != len(strides) or len(shape) > _MAX_AXES or not all(map(_is_count, (offset, *shape, *strides))):
         raise DataError("damaged: a tensor with a shape and strides that do not go together")
+    # Those of one number or none are never taken, and may be larger than any address.
+    strides = tuple(stride if length > 1 else 0 for length, stride in zip(shape, strides, strict=True))
     tensor = Tensor(storage, offset, shape, strides)
     _check_bounds(tensor)
     return tensor

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import ssd_tf
-from ssd_tf import runs
+from ssd_tf import fileio, runs
 from ssd_tf.api import import_weights
 from ssd_tf.cli import runner
 from ssd_tf.errors import ConfigError
@@ -150,7 +150,9 @@ def vgg_tensors():
     return tensors | {"33.bias": np.full(1024, -2, np.float32)}
 
 
-def test_backbone_becomes_a_file_of_weights(tmp_path):
+def test_backbone_becomes_a_file_of_weights(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fileio, "check_free_space", lambda *arguments: asked.append(arguments))
     save_file(vgg_tensors(), tmp_path / "vgg.safetensors")
     output = tmp_path / "new" / "vgg.weights.h5"
     argv = ("--source=vgg16_reducedfc", f"--weights={tmp_path / 'vgg.safetensors'}", f"--output={output}")
@@ -161,6 +163,8 @@ def test_backbone_becomes_a_file_of_weights(tmp_path):
         f"--set model.backbone=vgg16 --set model.weights={output}\n"
     )
     assert [entry.name for entry in output.parent.iterdir()] == ["vgg.weights.h5"]
+    [(place, needed)] = asked
+    assert place == output.parent and output.stat().st_size <= needed < 1.2 * output.stat().st_size
     overrides = ["model.backbone=vgg16", f"model.weights={output}", "model.num_classes=2", "model.image_size=64"]
     built = ssd_tf.build_detector(ssd_tf.load_config(None, overrides))
     layers = {layer.name: layer for layer in detector.all_layers(built)}

@@ -9,7 +9,7 @@ import pytest
 from fault_helpers import call, fault, visible
 from safetensors.numpy import save_file
 
-from ssd_tf import runs
+from ssd_tf import fileio, runs
 
 TFJS = ("--source=tfjs_coco_ssd", "--weights=coco")
 MOBILE = ("--source=qfgaohao_mb2_ssd_lite", "--weights=net.safetensors")
@@ -178,13 +178,27 @@ def test_another_number_of_classes(tensors, folder):
     assert refused(*MOBILE, "--labels=absent.txt") == "no such file: absent.txt"
 
 
-def test_labels_make_it_fit_and_no_training_goes_on_in_it(tensors, folder, records):
+def test_disk_without_room(tensors, folder, monkeypatch):
+    """Told before HDF5 meets the end of the disk, which would crash the process."""
+    save_file(tensors, folder / "net.safetensors")
+    size = sum(array.nbytes for array in tensors.values())
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(fileio.shutil, "disk_usage", lambda _: usage._replace(free=size))
+    assert refused(*MOBILE, code=5) == "No space left: needs about 0.0 GiB, 0.0 free: runs/a/b"
+
+
+def test_labels_make_it_fit_and_no_training_goes_on_in_it(tensors, folder, records, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fileio, "check_free_space", lambda *arguments: asked.append(arguments))
     save_file(with_classes(tensors, 3), folder / "net.safetensors")
     (folder / "labels.txt").write_text("BACKGROUND\ncat\ndog\nowl\n")
     code, _, err = call("import_weights", *MOBILE, "--labels=labels.txt", "--run_dir=made")
     assert (code, err) == (0, [])
     run = runs.open_run(folder / "made")
     assert run.label_map.names == ("cat", "dog", "owl") and run.config.model.num_classes == 3
+    [(place, needed)] = asked
+    size = (folder / "made" / "step-00000000" / runs.WEIGHTS).stat().st_size
+    assert place.samefile("made") and size <= needed < 1.2 * size
     before = visible(folder / "made")
     line = fault("train", f"--train={records}", "--run_dir=made", "--set", "train.steps=1", code=2)
     assert line == (

@@ -89,9 +89,17 @@ def test_coco_names_of_a_file_leave_the_gaps():
 
 def test_label_map_with_gaps():
     labels = LabelMap(("cat", "dog"), (2, 5))
-    chosen = classes.choose_classes(source(), 7, labels)
-    assert (chosen.columns, chosen.source_ids, chosen.background) == ((2, 5), (2, 5), (0, 1, 3, 4, 6))
-    assert classes.choose_classes(source(has_background=False), 7, labels).background == ()
+    chosen = classes.choose_classes(source(), 6, labels)
+    assert (chosen.columns, chosen.source_ids, chosen.background) == ((2, 5), (2, 5), (0, 1, 3, 4))
+    assert classes.choose_classes(source(has_background=False), 6, labels).background == ()
+
+
+def test_label_map_with_gaps_that_is_cut():
+    ids = [number for number in classes.COCO if number < 50]
+    labels = LabelMap(tuple(classes.COCO[number] for number in ids), tuple(ids))
+    with pytest.raises(DataError) as caught:
+        classes.choose_classes(source(), 91, labels)
+    assert str(caught.value) == "--labels ends at id 49, the file has 90 classes"
 
 
 @pytest.mark.parametrize(
@@ -132,8 +140,28 @@ def test_columns_without_a_class_are_left_out(tmp_path):
     assert dict(zip(labels.source_ids, labels.names, strict=True)) == classes.COCO
     assert classes.choose_classes(source(), 91, labels) == classes.choose_classes(source(), 91)
     labels = classes.read_labels(write(tmp_path, "cat\nN/A\ndog\nN/A\n"))
-    assert labels == LabelMap(("cat", "dog"), (1, 3))
+    assert labels == classes.ColumnLabels(("cat", "dog"), (1, 3), 4)
     assert classes.choose_classes(source(), 5, labels).background == (0, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines", "columns"),
+    [
+        ("\n".join(torchvision_names().split("\n")[:50]), 49, 91),
+        ("\n".join(torchvision_names().split("\n")[:-1]), 89, 91),
+        ("\n".join(torchvision_names().split("\n")[2:]), 89, 91),
+        (torchvision_names() + "\nN/A", 91, 91),
+        (torchvision_names(), 90, 81),
+        ("cat\nN/A\ndog\n", 3, 3),
+    ],
+)
+def test_lists_of_columns_are_whole(tmp_path, text, lines, columns):
+    labels = classes.read_labels(write(tmp_path, text))
+    with pytest.raises(DataError) as caught:
+        classes.choose_classes(source(), columns, labels)
+    assert str(caught.value) == (
+        f"--labels has {lines} lines of classes and N/A, the file has {columns - 1} classes"
+    )
 
 
 def test_assumed_names_are_told():
@@ -166,6 +194,12 @@ def test_assumed_names_are_told():
         ("item { id: 1 name 'y' }", ":1: expected ':', found \"'y'\""),
         ("item { id: 99999999999 name: 'y' }", ":1: an item without an id"),
         ("item { id: 0 name: 'background' }", " names no class"),
+        ("item { id: 1.0 name: 'y' }", ":1: an item without an id"),
+        ("item { id { a: 1 } name: 'y' }", ":1: an item without an id"),
+        ("item { id: 1 name: ['y'] }", ":1: a class without a name"),
+        ("item { id: 1 name: 'y' a { b: [", ": cut inside an item"),
+        ("item { id: 1\na { b: [ } }", ":2: expected ']', found '}'"),
+        ("item { a " + "{" * 50_000, ": cut inside an item"),
     ],
 )
 def test_refused_labels(tmp_path, text, message):
@@ -182,9 +216,12 @@ def test_refused_files(tmp_path):
     with pytest.raises(DataError, match=r"latin.txt is not UTF-8 \(byte 0xE9 at 3\)"):
         classes.read_labels(tmp_path / "latin.txt")
     with open(tmp_path / "large.txt", "wb") as file:
-        file.truncate((8 << 20) + 1)
-    with pytest.raises(DataError, match=r"refused: larger than 8 MiB: .*large\.txt"):
+        file.truncate((1 << 20) + 1)
+    with pytest.raises(DataError, match=r"refused: larger than 1 MiB: .*large\.txt"):
         classes.read_labels(tmp_path / "large.txt")
+    (tmp_path / "large.txt").rename(tmp_path / "large.json")
+    with pytest.raises(DataError, match=r"refused: larger than 1 MiB: .*large\.json"):
+        classes.read_labels(tmp_path / "large.json")
 
 
 def test_label_map_of_the_object_detection_api(tmp_path):
@@ -200,6 +237,18 @@ def test_label_map_of_the_object_detection_api(tmp_path):
     """
     labels = classes.read_labels(write(tmp_path, text, "map.pbtxt"))
     assert labels == LabelMap(("person", "it's", 'stop "sign"'), (1, 2, 13))
+
+
+def test_fields_of_no_use_are_passed_over(tmp_path):
+    text = """item {
+      keypoints { id: 7 label: "nose" shape { points: [1, -.5, 2.5e-3] } }
+      keypoints: { id: 8 }
+      ancestor_ids: ["/m/0", '}']
+      weight: 0.5, share: -1.
+      id: 3 name: "person" nothing {} none: []
+    }
+    item { id: 1 name: "dog" }"""
+    assert classes.read_labels(write(tmp_path, text, "map.pbtxt")) == LabelMap(("dog", "person"), (1, 3))
 
 
 def test_label_map_of_ours(tmp_path):

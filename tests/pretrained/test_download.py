@@ -1,6 +1,7 @@
 """Downloads: whole, cut, resumed, changed, refused; against a server on this machine."""
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import pytest
 from web_server import Server
 
 import ssd_tf
+from ssd_tf import fileio
 from ssd_tf.errors import ConfigError, DataError, EnvironmentFault
 from ssd_tf.pretrained import catalogue, download
 from ssd_tf.pretrained.catalogue import Download
@@ -160,6 +162,57 @@ def test_beginning_that_is_too_long_is_thrown_away(server, fetch, size, wanted):
     (fetch.folder / ".net.pth.part").write_bytes(bytes(size))
     (fetch.folder / ".net.pth.json").write_text(json.dumps({"url": f"{server.url}/m/net.pth", "tag": '"1"'}))
     assert fetch(wanted).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("header", ["tag", "modified"])
+def test_part_of_another_file_is_thrown_away_though_the_server_sends_it(server, fetch, header):
+    server.asks_tag, server.tag = False, None
+    setattr(server, header, "a")
+    server.cuts = [1000] * download._TRIES
+    fault(DataError, fetch, BARE)
+    setattr(server, header, "b")
+    server.files["/m/net.pth"] = OTHER
+    assert fetch(BARE).read_bytes() == OTHER
+    assert [part for _, part in server.log[-2:]] == ["bytes=5000-", None]
+
+
+def test_file_that_the_server_hands_out_in_pieces(server, fetch):
+    server.cuts, server.pieces = [100_000], 20_000
+    assert fetch(BARE).read_bytes() == CONTENT
+    starts = [100_000 + 20_000 * number for number in range(10)]
+    assert [part for _, part in server.log] == [None, *(f"bytes={start}-" for start in starts)]
+
+
+@pytest.mark.parametrize("total", [len(CONTENT) + 1, 100_001, "*", "many"])
+@pytest.mark.parametrize("wanted", [KNOWN, BARE])
+def test_size_that_a_part_states(server, fetch, wanted, total):
+    server.cuts, server.total = [100_000], total
+    assert fetch(wanted).read_bytes() == CONTENT
+    assert [part for _, part in server.log[1:]] == ["bytes=100000-"] + [None] * (total != "*")
+
+
+def test_part_that_ends_nowhere_known_is_not_the_end(server, fetch):
+    (fetch.folder / ".net.pth.part").write_bytes(CONTENT[:5000])
+    (fetch.folder / ".net.pth.json").write_text(json.dumps({"url": f"{server.url}/m/net.pth", "tag": '"1"'}))
+    server.total, server.pieces = "*", 1000
+    assert fetch(BARE).read_bytes() == CONTENT
+    assert [part for _, part in server.log] == ["bytes=5000-", None]
+
+
+def test_notes_are_never_about_another_beginning(server, fetch, monkeypatch):
+    server.cuts = [1000] * download._TRIES
+    fault(DataError, fetch, BARE)
+    server.tag, server.files["/m/net.pth"] = '"2"', OTHER
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "_append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(BARE)
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "*")
+    assert fetch(BARE).read_bytes() == OTHER
 
 
 def test_wrong_digest(server, fetch):
@@ -311,6 +364,91 @@ def test_members_that_share_a_beginning(server, tmp_path):
     assert names(tmp_path) == [".net.tgz.json", *sorted(parts), "net.tgz"]
 
 
+def test_members_of_an_earlier_archive_do_not_stay(server, tmp_path):
+    (tmp_path / "net.ckpt.folder").mkdir()
+    take_out(
+        server, tmp_path, pack([("net.ckpt.index", b"i"), ("net.ckpt.data-00000-of-00001", b"d")]), "net.ckpt"
+    )
+    (tmp_path / "net.tgz").unlink()
+    take_out(server, tmp_path, pack([("net.ckpt", b"new")]), "net.ckpt")
+    assert names(tmp_path) == [".net.tgz.json", "net.ckpt", "net.ckpt.folder", "net.tgz"]
+
+
+def test_archive_is_no_member_of_an_earlier_one(server, tmp_path):
+    assert take_out(server, tmp_path, pack([("net", b"x")]), "net").read_bytes() == b"x"
+    assert names(tmp_path) == [".net.tgz.json", "net", "net.tgz"]
+
+
+def header(kind, size, name="x"):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def record(key, value):
+    """A record of a pax header: it begins with its own length."""
+    rest = f" {key}={value}\n"
+    length = len(rest) + 2
+    while length != len(f"{length}{rest}"):
+        length = len(f"{length}{rest}")
+    return f"{length}{rest}".encode()
+
+
+def extended(records, kind=tarfile.XHDTYPE):
+    return header(kind, len(records)) + records + bytes(-len(records) % 512)
+
+
+PLAIN = header(tarfile.REGTYPE, 3, "net.ckpt") + b"abc".ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (extended(record("a", "b")) * 500 + PLAIN, "cannot read the archive: it needs too much memory"),
+        (
+            header(tarfile.XHDTYPE, 3 << 30) + bytes(1 << 20) + PLAIN,
+            "cannot read the archive: too many headers, or too large ones",
+        ),
+        (
+            b"".join(header(tarfile.DIRTYPE, 0, f"d{number}") for number in range(1100)) + PLAIN,
+            "cannot read the archive: too many headers, or too large ones",
+        ),
+        (
+            header(tarfile.REGTYPE, 1 << 22, "a") + bytes(1 << 22) + PLAIN,
+            "cannot read the archive: more than 4,000,000",
+        ),
+        (header(tarfile.REGTYPE, 3000, "a") + bytes(512), "cannot read the archive: unexpected end of data"),
+        (
+            header(tarfile.REGTYPE, 3000, "net.ckpt") + bytes(512),
+            "cannot read the archive: unexpected end of data",
+        ),
+        (
+            extended(record("GNU.sparse.map", "0,3") + record("GNU.sparse.size", "3")) + PLAIN,
+            "refused: net.ckpt is a link, sparse or too large",
+        ),
+        (
+            header(tarfile.GNUTYPE_SPARSE, 0, "net.ckpt") + PLAIN,
+            "refused: net.ckpt is a link, sparse or too large",
+        ),
+    ],
+)
+def test_archives_that_would_fill_the_memory(server, tmp_path, monkeypatch, content, message, packed):
+    monkeypatch.setattr(download, "_LIMIT", 4_000_000)
+    content = gzip.compress(content) if packed else content
+    if len(content) < 4_000_000:
+        text = fault(DataError, take_out, server, tmp_path, content, "net.ckpt")
+        assert text.startswith(message) and text.endswith(f": {tmp_path / 'net.tgz'}"), text
+
+
+def test_headers_that_are_bearable(server, tmp_path):
+    many = b"".join(header(tarfile.DIRTYPE, 0, f"d{number}") for number in range(900))
+    content = (
+        extended(record("a", "b") * 100, tarfile.XGLTYPE) + many + extended(record("path", "net.ckpt")) + PLAIN
+    )
+    assert take_out(server, tmp_path, content, "net.ckpt").read_bytes() == b"abc"
+
+
 def link(name, kind, target):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
@@ -322,12 +460,18 @@ def link(name, kind, target):
     [
         (
             pack([(link("net.ckpt", tarfile.SYMTYPE, "/etc/passwd"), b"")]),
-            "refused: net.ckpt is a link or too large",
+            "refused: net.ckpt is a link, sparse or too large",
         ),
-        (pack([(link("net.ckpt", tarfile.LNKTYPE, "../x"), b"")]), "refused: net.ckpt is a link or too large"),
-        (pack([(link("net.ckpt", tarfile.FIFOTYPE, ""), b"")]), "refused: net.ckpt is a link or too large"),
-        (pack([("net.ckpt", bytes(70_000))]), "refused: net.ckpt is a link or too large"),
-        (pack([("net.ckpt.a", bytes(40_000)), ("net.ckpt.b", bytes(40_000))]), "refused: net.ckpt.b is a link or"),
+        (
+            pack([(link("net.ckpt", tarfile.LNKTYPE, "../x"), b"")]),
+            "refused: net.ckpt is a link, sparse or too large",
+        ),
+        (
+            pack([(link("net.ckpt", tarfile.FIFOTYPE, ""), b"")]),
+            "refused: net.ckpt is a link, sparse or too large",
+        ),
+        (pack([("net.ckpt", bytes(70_000))]), "refused: net.ckpt is a link, sparse or too large"),
+        (pack([("net.ckpt.a", bytes(40_000)), ("net.ckpt.b", bytes(40_000))]), "refused: net.ckpt.b is a link, "),
         (pack([("other", b"x")]), "no net.ckpt in the archive"),
         (
             pack([("../net.ckpt", b"x"), ("/net.ckpt", b"x"), ("net.ckpt.x/../../y", b"x")]),
@@ -358,8 +502,9 @@ def coco_ssd(weights, server, tmp_path, monkeypatch):
     server.files |= {f"/m/{path.name}": path.read_bytes() for path in folder.iterdir() if path.suffix != ".npz"}
     monkeypatch.setenv("SSD_TF_CACHE", str(tmp_path / "cache"))
 
-    def call():
-        return ssd_tf.import_weights("tfjs_coco_ssd", run_dir=tmp_path / "run", base_url=f"{server.url}/m")
+    def call(**options):
+        base_url = f"{server.url}/m"
+        return ssd_tf.import_weights("tfjs_coco_ssd", run_dir=tmp_path / "run", base_url=base_url, **options)
 
     return call
 
@@ -388,6 +533,62 @@ def test_nothing_is_left_of_an_import_whose_download_fails(coco_ssd, server, tmp
     message = fault(kind, coco_ssd)
     assert f"{server.url}/m/" in message and ELSEWHERE in message
     assert names(tmp_path) == ["cache"]
+
+
+PAGE = b"<!DOCTYPE html><title>Please log in</title>"
+
+
+def test_page_in_place_of_a_file_does_not_stay_in_the_cache(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_TF_CACHE", str(tmp_path / "cache"))
+    server.files["/m/ssd300_mAP_77.43_v2.pth"] = PAGE
+    calls = [("amdegroot_ssd300", {"run_dir": tmp_path / "run"})]
+    server.files["/m/vgg16_reducedfc.pth"] = PAGE
+    calls.append(("vgg16_reducedfc", {"output": tmp_path / "x.weights.h5"}))
+    for source, where in calls:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"\.pth: removed from the cache, the next try fetches it again$"):
+                ssd_tf.import_weights(source, base_url=f"{server.url}/m", **where)
+        assert names(tmp_path / "cache" / source) == [".lock"]
+    assert len(server.log) == 4
+
+
+def test_what_the_user_names_is_never_removed(tmp_path):
+    path = tmp_path / "ssd300_mAP_77.43_v2.pth"  # as it would be called in the cache
+    path.write_bytes(PAGE)
+    with pytest.raises(DataError) as caught:
+        ssd_tf.import_weights("amdegroot_ssd300", path, run_dir=tmp_path / "run")
+    assert "removed" not in str(caught.value) and path.read_bytes() == PAGE
+
+
+def test_wrong_labels_are_not_the_files_fault(coco_ssd, tmp_path, monkeypatch):
+    entry = catalogue.get_entry("tfjs_coco_ssd")
+    bare = tuple(Download(file.url) for file in entry.downloads)
+    monkeypatch.setitem(catalogue.ENTRIES, entry.name, dataclasses.replace(entry, downloads=bare))
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    with pytest.raises(DataError) as caught:
+        coco_ssd(labels=tmp_path / "names.txt")
+    message = str(caught.value)
+    assert message.startswith("--labels names 2") and "removed" not in message
+    assert (tmp_path / "cache" / entry.name / "model.json").exists()
+
+
+@pytest.mark.parametrize(("wanted", "stays"), [(BARE, False), (KNOWN, True)])
+def test_what_is_known_stays(fetch, wanted, stays):
+    path = fetch(wanted)
+    with pytest.raises(DataError), download.forgetting((wanted,), path):
+        raise DataError("bad")
+    assert (path.exists(), (fetch.folder / ".net.pth.json").exists()) == (stays, stays)
+
+
+def test_nothing_is_removed_while_another_writes(fetch):
+    path = fetch(BARE)
+    with (
+        fileio.directory_lock(fetch.folder),
+        pytest.raises(DataError, match=r"^bad$"),
+        download.forgetting((BARE,), path),
+    ):
+        raise DataError("bad")
+    assert path.read_bytes() == CONTENT
 
 
 def test_every_source_names_files_that_can_be_kept():

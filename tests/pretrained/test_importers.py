@@ -42,7 +42,8 @@ def good_arrays():
     """Torch's layout: kernels are output, input, height, width."""
     shapes = {"a.conv.weight": (2, 3, 1, 3), **dict.fromkeys([*PLACES][1:5], (2,)), "b.conv.weight": (1, 2, 1, 1)}
     rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return arrays | {"a.bn.running_var": np.float32([0, 1.5])}
 
 
 @pytest.fixture
@@ -124,6 +125,7 @@ def test_network_that_ends_early_takes_what_it_has(path):
             "a.conv.weight is missing; a.bn.weight is missing; a.bn.bias is missing; and 4 more",
         ),
         ({"b.conv.weight": np.full((1, 2, 1, 1), np.nan)}, "b.conv.weight is not finite"),
+        ({"a.bn.running_var": np.float32([1, -1e-9])}, "a.bn.running_var is negative"),
     ],
 )
 def test_file_that_does_not_fit(network, path, changes, line):

@@ -16,6 +16,7 @@ from torch_writer import Call, Name, Persistent, Raw, Stored, tensor
 
 from ssd_tf.errors import DataError
 from ssd_tf.pretrained import restricted_pickle, torch_archive, torch_file
+from ssd_tf.pretrained.restricted_pickle import Global
 
 READERS = ["ours"] + (["torch"] if importlib.util.find_spec("torch") else [])
 FORMATS = pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
@@ -423,6 +424,13 @@ def test_tensors_stay_inside_their_storage(shape, strides, offset, message, old)
 
 
 @FORMATS
+@pytest.mark.parametrize(("shape", "strides"), [((1, 6), (1 << 61, 1)), ((6, 1), (1, (1 << 62) - 1))])
+def test_strides_of_one_number_do_not_matter(shape, strides, old):
+    content = {"a": tensor(SIX.pointer(old), shape, strides), "b": tensor(SIX.pointer(old), (0, 2), strides)}
+    check(read_bytes(writer.write(content, [SIX], old)), {"a": SIX.numbers.reshape(shape), "b": np.zeros((0, 2))})
+
+
+@FORMATS
 @pytest.mark.parametrize(
     "arguments",
     [(), (1, 0, (1,), (1,)), ((), 0, (1,), (1,)), (Call(Name("torch._utils._rebuild_parameter"), (1, 2, 3)),)],
@@ -517,7 +525,9 @@ def test_archives_that_lie():
         == "refused: archive/data/0 in it is compressed, encrypted or a folder"
     )
     lie = patched(patched(whole, "data/0", 24, "<I", 10**6), "data/0", 20, "<I", 10**6)
-    assert refused(lie) == "cut off, or damaged: archive/data/0 is not where the zip directory says"
+    assert refused(lie) == "damaged: archive/data/0 and archive/version in it overlap"
+    last = patched(patched(whole, "version", 24, "<I", 10**6), "version", 20, "<I", 10**6)
+    assert refused(last) == "cut off, or damaged: archive/version is not where the zip directory says"
     at = whole.index(b"archive/data/0") - 30
     assert refused(whole[:at] + b"PK\x03\x05" + whole[at + 4 :]) == (
         "cut off, or damaged: archive/data/0 is not where the zip directory says"
@@ -527,7 +537,7 @@ def test_archives_that_lie():
     marked = patched(whole, "data/0", 38, "<I", 16)
     assert refused(marked) == "refused: archive/data/0 in it is compressed, encrypted or a folder"
     assert refused(patched(whole, "data/0", 42, "<I", 5)) == (
-        "cut off, or damaged: archive/data/0 is not where the zip directory says"
+        "damaged: archive/data.pkl and archive/data/0 in it overlap"
     )
     assert refused(rezipped(lambda name, content: None if "data/0" in name else content)) == (
         "damaged: the numbers of storage 0 are missing"
@@ -546,7 +556,37 @@ def test_two_storages_in_one_place():
     at = data.index(b"PK\x03\x04", data.index(b"archive/data/0") - 30)
     for field, value in ((42, at), (20, 4000), (24, 4000)):
         data = patched(data, "data/1", field, "<I", value)
-    assert refused(data) == "refused: its storages claim more than the whole file"
+    assert refused(data) == "damaged: archive/data/0 and archive/data/1 in it overlap"
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "byteorder", "data/0", "version"])
+def test_members_are_what_was_written(member):
+    numbers = np.arange(3 << 18, dtype="<f4")  # three pieces
+    run = Stored("0", "Float", numbers)
+    data = writer.write({"a": tensor(run.pointer(False), numbers.shape)}, [run])
+    check(read_bytes(data), {"a": numbers})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entry = archive.getinfo(f"archive/{member}")
+    place = data.index(f"archive/{member}".encode()) + len(f"archive/{member}") + entry.file_size - 1
+    changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    assert refused(changed) == f"damaged: archive/{member} in it is not what was written: its CRC-32 differs"
+    # Not stated by torch.save where its settings say so.
+    changed = data[: place - 3] + bytes([data[place - 3] ^ 1]) + data[place - 2 :]
+    unstated = patched(changed, member, 16, "<I", 0)
+    if member == "data/0":
+        check(read_bytes(unstated), {"a": np.frombuffer(changed[place + 1 - numbers.nbytes : place + 1], "<f4")})
+
+
+def test_sums_take_little_memory(monkeypatch):
+    numbers = np.zeros(5 << 18, "<f4")
+    run = Stored("0", "Float", numbers)
+    data = writer.write({"a": tensor(run.pointer(False), (1,))}, [run])
+    counts, read_at = [], torch_archive.read_at
+    monkeypatch.setattr(
+        torch_archive, "read_at", lambda file, start, count: counts.append(count) or read_at(file, start, count)
+    )
+    check(read_bytes(data), {"a": [0]})
+    assert max(counts) == 1 << 20 and counts.count(1 << 20) == 5
 
 
 def test_archives_of_others():
@@ -677,6 +717,15 @@ def test_pickles_have_limits(monkeypatch):
     pairs = b"](" + writer.encode(("a", 1)) * 100 + b"eq\x00"
     copies = writer.encode(Name("collections.OrderedDict")) + b"h\x00\x85R"
     assert "takes more than 1,000 steps" in refused(writer.write(Raw(pairs + copies * 10)))
+    # One long text, joined again and again.
+    long = writer.encode("a" * 400) + b"q\x00" + writer.encode("b" * 400) + b"q\x01"
+    monkeypatch.setattr(restricted_pickle, "_MAX_NAME", 399)
+    joined = []
+    monkeypatch.setattr(torch_archive, "_find", lambda name: joined.append(name) or Global(name, None, False))
+    for names in (b"h\x00h\x01\x93", b"h\x02h\x01\x93", b"h\x00h\x02\x93"):
+        line = refused(writer.write(Raw(long + b"X\x01\x00\x00\x00aq\x02" + names * 10)))
+        assert line.startswith("refused: would run code: it asks for a")
+    assert joined == []
     monkeypatch.setattr(restricted_pickle, "MAX_BYTES", 1 << 20)
     assert refused(writer.write("a" * (1 << 20))) == "refused: its pickle is larger than 1 MiB"
     assert refused(writer.write("a" * (1 << 20), (), True)).startswith("cut off, or damaged: its pickle goes on")

@@ -11,17 +11,22 @@ class Server:
     Attributes:
       files: {path: bytes}.
       tag: the ETag, or None.
+      modified: the Last-Modified, or None.
       cuts: bytes after which each of the next responses ends; when they are used up, none is cut.
       ranges: whether a part may be asked for.
       states: {path: HTTP status} that stands in place of a file.
       moved: {path: address}.
       lengths: whether responses state their length.
+      asks_tag: whether a part is sent only of the file that the client knows.
+      pieces: the most bytes that a part holds, or None.
+      total: what parts state as the size of the whole file; None: what it is.
       log: (path, Range or None) of all requests.
     """
 
     def __init__(self, files):
         self.files, self.tag, self.cuts, self.ranges = dict(files), '"1"', [], True
         self.states, self.moved, self.lengths, self.log = {}, {}, True, []
+        self.asks_tag, self.pieces, self.total, self.modified = True, None, None, None
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,19 +64,22 @@ class Server:
 
     def send(self, request, content, wanted):
         match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
-        if match and request.headers.get("If-Range") not in (None, self.tag):
+        if match and self.asks_tag and request.headers.get("If-Range") not in (None, self.tag, self.modified):
             match = None  # the file has changed: all of it
         start = int(match[1]) if match else 0
         if match and start >= len(content):
             request.send_error(416)
             return
+        end = min(len(content), start + self.pieces) if match and self.pieces else len(content)
         request.send_response(206 if match else 200)
         if match:
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            request.send_header("Content-Range", f"bytes {start}-{end - 1}/{self.total or len(content)}")
         if self.lengths:
-            request.send_header("Content-Length", str(len(content) - start))
+            request.send_header("Content-Length", str(end - start))
         if self.tag:
             request.send_header("ETag", self.tag)
+        if self.modified:
+            request.send_header("Last-Modified", self.modified)
         request.end_headers()
-        request.wfile.write(content[start:][: self.cuts.pop(0) if self.cuts else None])
+        request.wfile.write(content[start:end][: self.cuts.pop(0) if self.cuts else None])
         request.close_connection = True
