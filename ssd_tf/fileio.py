@@ -122,8 +122,9 @@ def claim_file(path, inputs=()):
     """
     path = Path(path)
     make_directory(path.parent)
-    if path.is_dir():
-        raise EnvironmentFault(f"{_OUTPUT_FAULTS[errno.EISDIR]}: {shown(path)}")
+    with output_errors(path):  # a name may be too long to be asked for
+        if path.is_dir():
+            raise EnvironmentFault(f"{_OUTPUT_FAULTS[errno.EISDIR]}: {shown(path)}")
     for source in inputs:
         if source and path.exists() and path.resolve().is_relative_to(Path(source).resolve()):
             raise ConfigError(f"the output would overwrite an input: {shown(path)}")

@@ -218,7 +218,7 @@ def open_run(path):
       DataError: missing, not a run, or no checkpoint yet.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"no such run directory: {shown(path)}")
     if not (path / LATEST).exists():
         raise DataError(f"{shown(path)} is not a finished run (no LATEST)")

@@ -123,6 +123,8 @@ def test_write_where_no_file_can_be(tmp_path):
     directory = "a directory stands where a file is wanted"
     assert message_of(EnvironmentFault, write_bytes, tmp_path, b"x") == f"{directory}: {tmp_path}"
     assert message_of(EnvironmentFault, fileio.claim_file, tmp_path) == f"{directory}: {tmp_path}"
+    long = tmp_path / ("a" * 300)
+    assert message_of(EnvironmentFault, fileio.claim_file, long) == f"file name too long: {long}"
     fileio.claim_file(path)
     write_bytes(path, b"x")
     assert path.read_bytes() == b"x"
