@@ -7,6 +7,7 @@ anchors, the image size and the batch norms' epsilon. A checkpoint does not: the
 import contextlib
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,13 +313,4 @@ TFJS_COCO_SSD = DetectorSource(
     has_background=False,
     classes="coco",
 )
-TF_OD_SSD_MOBILENET = DetectorSource(
-    about=ENTRIES["tf_od_ssd_mobilenet"],
-    open=open_tf_od,
-    count_columns=count_columns,
-    settings=settings,
-    places=places,
-    is_unused=is_unused,
-    has_background=False,
-    classes="coco",
-)
+TF_OD_SSD_MOBILENET = replace(TFJS_COCO_SSD, about=ENTRIES["tf_od_ssd_mobilenet"], open=open_tf_od)
