@@ -21,6 +21,8 @@ from ssd_tf.settings import setting
 RECIPE_LIMIT = 1 << 20
 DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
 METRICS = ("voc07", "voc", "coco")
+GROUPS = ("backbone", "neck", "extras", "heads")
+CLOCKS = ("steps", "epochs", "hours")
 _SIDES, _DEPTHS = (1, 32), (1, 8192)
 EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (-1, 16)}
 
@@ -103,6 +105,9 @@ class LossConfig:
     `classification` "softmax" and "sigmoid" mine the hardest negatives (`negative_ratio`, `min_negatives`);
     "focal" (arXiv 1708.02002) weighs all anchors by `focal_alpha` and `focal_gamma` and starts from the
     probability `focal_prior`. Scores are softmax over background and classes, or one sigmoid a class.
+    `class_weights`, one a class in the order of the label map, multiply the classification loss of the anchors
+    matched to that class. An image without objects teaches what background is where `min_negatives` is above 0,
+    or with "focal".
     """
 
     classification: str = setting("softmax", choices=("softmax", "sigmoid", "focal"))
@@ -114,6 +119,7 @@ class LossConfig:
     negative_ratio: float = setting(3.0, low=0.0, high=1000.0)
     min_negatives: int = setting(0, low=0, high=100_000)
     box_weight: float = setting(1.0, low=0.0, high=1000.0)
+    class_weights: tuple[float, ...] = setting((), low=0.0, high=1000.0)
 
     @property
     def has_background(self):
@@ -125,7 +131,12 @@ class LossConfig:
 class AugmentConfig:
     """Augmentation of the SSD paper; a probability or width of 0 switches a part off.
 
-    brightness in grey levels, contrast and saturation as a +- fraction, hue in degrees.
+    brightness in grey levels, contrast and saturation as a +- fraction, hue in degrees. `rotate_probability`: of
+    a quarter turn, to either side. With `jitter_probability` an image is scaled by a factor out of
+    `jitter_scale`, its shape kept, instead of being expanded and cropped (large-scale jitter, arXiv 2012.07177).
+    `mosaic_probability`: of four images around one point (arXiv 2004.10934); `mixup_probability`: of two blended
+    by Beta(`mixup_alpha`, `mixup_alpha`), with the boxes of both (arXiv 1902.04103, 2107.08430). In the last
+    `plain_last` of the steps there are neither.
     """
 
     brightness: float = setting(32.0, low=0.0, high=255.0)
@@ -140,36 +151,75 @@ class AugmentConfig:
     crop_min_scale: float = setting(0.3, low=0.01, high=1.0)
     crop_trials: int = setting(50, low=1, high=1000)
     flip_probability: float = setting(0.5, low=0.0, high=1.0)
+    vertical_flip_probability: float = setting(0.0, low=0.0, high=1.0)
+    rotate_probability: float = setting(0.0, low=0.0, high=1.0)
+    jitter_probability: float = setting(0.0, low=0.0, high=1.0)
+    jitter_scale: tuple[float, float] = setting((0.1, 2.0), low=0.01, high=16.0)
+    mosaic_probability: float = setting(0.0, low=0.0, high=1.0)
+    mixup_probability: float = setting(0.0, low=0.0, high=1.0)
+    mixup_alpha: float = setting(32.0, low=0.01, high=1000.0)
+    plain_last: float = setting(0.1, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The input pipeline. `shuffle_buffer` counts serialized records."""
+    """The input pipeline. `shuffle_buffer` counts serialized records.
+
+    `balance` evens out how often classes are seen: "downsample" leaves out images of the frequent ones until each
+    class is in about as many images as the rarest, "repeat" shows the images of a class that is in less than the
+    share `repeat_threshold` of all images more often (repeat-factor sampling, arXiv 1908.03195).
+    """
 
     resize: str = setting("bilinear", choices=("bilinear", "bilinear_tf1"))
     shuffle_buffer: int = setting(2048, low=1, high=10_000_000)
     use_difficult: bool = False
+    balance: str = setting("none", choices=("none", "downsample", "repeat"))
+    repeat_threshold: float = setting(0.1, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training clock is `steps`; `epochs` is turned into steps once the data are known.
+    """The training clock is `steps`, each of one batch; `epochs` is turned into steps once the data are known,
+    `hours` once the first steps have been timed.
 
-    `warmup` and `milestones` are fractions of the steps. `validation_steps` 0: ten times a training.
+    `warmup` and `milestones` are fractions of the steps. `final_rate` is what "cosine", "exponential" and
+    "polynomial" (of `power`) end at, as a fraction of learning_rate, which `backbone_rate`, `neck_rate`,
+    `extras_rate` and `heads_rate` multiply for their layers. `momentum` is beta_1 of Adam, `square_momentum` its
+    beta_2 and RMSprop's rho (0: Keras' value). Weight decay is L2 / 2 on kernels through the loss, decoupled with
+    "adamw". `accumulate` steps make one update. `ema` above 0 keeps a moving average of the weights of that
+    momentum (less at the start), which is what a checkpoint then shows to test and demo.
+
+    `freeze` names groups of layers that do not learn; `freeze_to` freezes a layer and all before it.
+    `freeze_batch_norm` is about the backbone's. `validation_steps` 0: ten times a training. `early_stopping`
+    ends it after so many validations in a row without a better one. `devices` 0: all there are.
     """
 
     batch_size: int = setting(32, low=1, high=100_000)
     steps: int = setting(0, low=0, resumable=True)
     epochs: float = setting(0.0, low=0.0)
+    hours: float = setting(0.0, low=0.0, high=10_000.0)
     seed: int = setting(0, low=0, high=2**31 - 1)
     precision: str = setting("float32", choices=("float32", "mixed_bfloat16", "mixed_float16"))
+    optimizer: str = setting("sgd", choices=("sgd", "adam", "adamw", "rmsprop"))
     learning_rate: float = setting(0.001, low=0.0, high=100.0)
-    schedule: str = setting("cosine", choices=("cosine", "multistep", "constant"))
+    backbone_rate: float = setting(1.0, low=1e-6, high=1000.0)
+    neck_rate: float = setting(1.0, low=1e-6, high=1000.0)
+    extras_rate: float = setting(1.0, low=1e-6, high=1000.0)
+    heads_rate: float = setting(1.0, low=1e-6, high=1000.0)
+    schedule: str = setting("cosine", choices=("cosine", "multistep", "exponential", "polynomial", "constant"))
     warmup: float = setting(0.05, low=0.0, high=1.0)
     milestones: tuple[float, ...] = setting((2 / 3, 5 / 6), low=0.0, high=1.0)
+    final_rate: float = setting(0.0, low=0.0, high=1.0)
+    power: float = setting(1.0, low=0.01, high=100.0)
     momentum: float = setting(0.9, low=0.0, high=1.0)
+    square_momentum: float = setting(0.0, low=0.0, high=1.0)
+    epsilon: float = setting(1e-7, low=1e-12, high=10.0)
     weight_decay: float = setting(5e-4, low=0.0, high=1.0)
     clip_norm: float = setting(10.0, low=0.0)
+    accumulate: int = setting(1, low=1, high=10_000)
+    ema: float = setting(0.0, low=0.0, high=0.999999)
+    freeze: tuple[str, ...] = setting((), choices=GROUPS)
+    freeze_to: str = ""
     freeze_batch_norm: bool = True
     batch_norm_momentum: float = setting(0.97, low=0.0, high=1.0)
     jit_compile: bool = False
@@ -177,7 +227,9 @@ class TrainConfig:
     keep_last: int = setting(2, low=1, high=1000, resumable=True)
     validation_steps: int = setting(0, low=0, resumable=True)
     validation_metric: str = setting("voc07", choices=METRICS, resumable=True)
+    early_stopping: int = setting(0, low=0, high=10_000, resumable=True)
     log_steps: int = setting(20, low=1, resumable=True)
+    devices: int = setting(0, low=0, high=1024, resumable=True)
 
 
 @dataclass(frozen=True)

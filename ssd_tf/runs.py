@@ -24,6 +24,7 @@ LATEST = "LATEST"
 BEST = "BEST"
 STATE = "state.json"
 WEIGHTS = "model.weights.h5"
+AVERAGE = "average.weights.h5"
 _FORMAT_VERSION = 1
 _STEP = r"step-\d{8}"
 
@@ -45,11 +46,23 @@ class Checkpoint:
       path: its directory.
       state: content of state.json.
       skipped: names of newer checkpoints that are damaged, and of LATEST if that is.
+      weights: name of the file whose weights it shows: the averaged ones where it has them, unless it was found
+        as the best one and the others had scored better.
     """
 
     path: Path
     state: dict
     skipped: tuple[str, ...] = ()
+    weights: str = WEIGHTS
+
+
+def _checkpoint(directory, skipped=(), weights=None):
+    """The Checkpoint in a directory that was verified."""
+    state = fileio.read_json(directory / STATE)
+    shown_weights = weights or (AVERAGE if AVERAGE in state["files"] else WEIGHTS)
+    if shown_weights not in state["files"]:
+        raise DataError(f"checkpoint {directory.name} has no {shown(shown_weights)}: {shown(directory.parent)}")
+    return Checkpoint(directory, state, tuple(skipped), shown_weights)
 
 
 def start_run(path, config, label_map, num_examples):
@@ -264,7 +277,7 @@ def find_checkpoint(path, which="latest"):
     fault = _fault(path / name)
     if fault:
         raise DataError(f"checkpoint {name} is damaged: {fault}: {shown(path)}")
-    return Checkpoint(path / name, fileio.read_json(path / name / STATE))
+    return _checkpoint(path / name, weights=best["weights"] if which == "best" else None)
 
 
 def _latest(path):
@@ -277,7 +290,7 @@ def _latest(path):
         skipped.append(pointed)
     for entry in reversed(steps):
         if not _fault(entry):
-            return Checkpoint(entry, fileio.read_json(entry / STATE), tuple(skipped))
+            return _checkpoint(entry, skipped)
         skipped.append(entry.name)
     if skipped:
         raise DataError(f"every checkpoint is damaged ({', '.join(skipped)}): {shown(path)}")
@@ -352,23 +365,36 @@ def save_checkpoint(path, step, write_files, state, keep_last):
     _prune(Path(path), keep_last)
 
 
-def mark_best(path, step, metric, value):
-    """Makes the checkpoint of `step` the best: by `metric` it scored `value`; returns what `read_best` will."""
-    best = {"checkpoint": step_name(step), "metric": metric, "value": value}
+def mark_best(path, step, metric, value, weights=WEIGHTS):
+    """Makes the checkpoint of `step` the best.
+
+    Args:
+      path: run directory.
+      step: training step.
+      metric: what it was scored by.
+      value: its score.
+      weights: which of its files had that score.
+
+    Returns:
+      what `read_best` will.
+    """
+    best = {"checkpoint": step_name(step), "metric": metric, "value": value, "weights": weights}
     fileio.write_json(Path(path) / BEST, best)
     return best
 
 
 def read_best(path):
-    """Returns {"checkpoint", "metric", "value"} of the best checkpoint, or None."""
+    """Returns {"checkpoint", "metric", "value", "weights"} of the best checkpoint, or None."""
     best = fileio.read_json(Path(path) / BEST) if (Path(path) / BEST).exists() else None
     if best is not None and not _is_best(best):
         raise DataError(f"not a pointer to a checkpoint: {shown(Path(path) / BEST)}")
-    return best
+    return best and {"weights": WEIGHTS, **best}
 
 
 def _is_best(best):
     if not isinstance(best, dict) or not all(isinstance(best.get(key), str) for key in ("checkpoint", "metric")):
+        return False
+    if best.get("weights", WEIGHTS) not in (WEIGHTS, AVERAGE):
         return False
     value = best.get("value")
     return bool(re.fullmatch(_STEP, best["checkpoint"])) and type(value) in (int, float) and 0 <= value <= 1

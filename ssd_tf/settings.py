@@ -22,7 +22,7 @@ def setting(default, choices=None, low=None, high=None, resumable=False, columns
 
     Args:
       default: its value where nothing is said.
-      choices: the texts that it may be, or None.
+      choices: the texts that it, or each of its entries, may be; or None.
       low, high: range of its numbers, or None.
       resumable: whether a run may go on after it changed.
       columns: for tables, {name: (lowest, highest)} of the numbers in each row.
@@ -78,8 +78,10 @@ def check(key, item, value):
     """Returns `value` as the type of the dataclass field `item`; a ConfigError naming the key if it cannot be."""
     value = _typed(key, item.type, value)
     choices, low, high = (item.metadata.get(name) for name in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise ConfigError(f"{key}: {_shown_value(value)} is none of {', '.join(choices)}{suggest(value, choices)}")
+    for entry in (value if isinstance(value, tuple) else (value,)) if choices else ():
+        if entry not in choices:
+            near = suggest(entry, choices)
+            raise ConfigError(f"{key}: {_shown_value(entry)} is none of {', '.join(choices)}{near}")
     for number in _flat(value):
         if (low is not None and number < low) or (high is not None and number > high):
             raise ConfigError(f"{key}: {number} is outside {_range_text(low, high)}")

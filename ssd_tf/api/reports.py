@@ -11,7 +11,7 @@ from ssd_tf.evaluation import report
 from ssd_tf.inference import drawing
 from ssd_tf.inference.predictor import Predictor
 from ssd_tf.records import reader
-from ssd_tf.training import callbacks, tensorboard
+from ssd_tf.training import averaging, callbacks, tensorboard
 
 CURVES = "curves.png"
 BATCH = "train_batch.jpg"
@@ -30,17 +30,34 @@ class Validation:
     """
 
     def __init__(self, detector, run, records):
-        self.config, self.records, self.result, self.found = run.config, records, None, []
+        self.config, self.records, self.model = run.config, records, detector.model
+        self.result, self.found = None, []
         self.predictor = Predictor(detector.model, detector.anchors, run.config, run.label_map)
         self.truths = reader.read_examples(records)
 
     def __call__(self):
-        """Returns the numbers of train.validation_metric, see api.evaluate.score."""
+        """Scores the weights, and with train.ema their average as well.
+
+        Returns:
+          dict: the better numbers of train.validation_metric, see api.evaluate.score; beside them "weights", the
+          checkpoint's file that has them, and "by_weights" {file: mAP}.
+        """
+        scored = {}
+        for file, context in averaging.variants(self.model).items():
+            with context:
+                scored[file] = self._score()
+        values = {file: result["mAP"] for file, (result, _) in scored.items()}
+        best = max(values, key=lambda file: -1 if values[file] is None else values[file])
+        result, self.found = scored[best]
+        self.result = {**result, "weights": best, "by_weights": values}
+        return self.result
+
+    def _score(self):
+        """The numbers, and what was found in the first pictures."""
         settings, label_map = self.config.train, self.records.label_map
         found, _ = evaluate.detect(self.predictor, self.records, settings.batch_size)
-        self.result = evaluate.score(self.truths, found, label_map, settings.validation_metric)
-        self.found = [found[truth.source_id] for truth in self.truths[:_NUM_PICTURES]]
-        return self.result
+        result = evaluate.score(self.truths, found, label_map, settings.validation_metric)
+        return result, [found[truth.source_id] for truth in self.truths[:_NUM_PICTURES]]
 
     def draw(self, step):
         """Returns uint8 [H, W, 3] RGB: truth beside what the last call found, from the score of its best F1 on."""

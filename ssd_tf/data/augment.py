@@ -23,7 +23,8 @@ from ssd_tf.boxes import ops
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
 _FROM_YIQ = np.linalg.inv(_YIQ).astype(np.float32)
 _MAX_ASPECT = 2.0  # caffe's batch sampler: width / height of a crop in 1/2..2 before it is limited by its scale
-_NUM_COLOR, _NUM_EXPAND, _NUM_PICK = 8, 4, 2
+NUM_COLOR, NUM_MIRROR, NUM_TURN = 8, 2, 2  # uniform numbers that a draw takes
+_NUM_EXPAND, _NUM_PICK, _NUM_JITTER = 4, 2, 4
 
 
 @dataclass(frozen=True)
@@ -39,33 +40,126 @@ class Placement:
     target: tf.Tensor
 
 
-def augment(sample, ignore, image_size, settings, resize_rule, seed):
+def augment(sample, ignore, seed, image_size, settings, resize_rule):
     """Turns a record into one augmented training image.
 
     Args:
       sample: dict of records.schema.parse: image, height, width, boxes, classes.
       ignore: bool [N], boxes that are no objects to keep in view.
+      seed: int64 [2]; equal seeds give equal results.
       image_size: (height, width) of the network input, pixels.
       settings: config.AugmentConfig.
       resize_rule: see images.resize.
-      seed: int64 [2]; equal seeds give equal results.
 
     Returns:
       (uint8 [H, W, 3] RGB, float32 [M, 4] yxyx normalised, int32 [M] classes, bool [M] ignore); objects whose
       centre left the view are gone, ignore boxes stay while any part is visible; boxes are clipped.
     """
     num_windows = len(settings.crop_min_iou) + 1
-    counts = [_NUM_COLOR, _NUM_EXPAND, num_windows * settings.crop_trials * 4, _NUM_PICK, 1]
-    color, expand, crop, pick, flip = tf.split(tf.random.stateless_uniform([sum(counts)], seed), counts)
-    window = draw_window(sample["boxes"], ignore, settings, expand, crop, pick)
+    counts = [NUM_COLOR, _NUM_EXPAND, num_windows * settings.crop_trials * 4, _NUM_PICK]
+    counts += [NUM_MIRROR, NUM_TURN, _NUM_JITTER]
+    uniforms = tf.random.stateless_uniform([sum(counts)], seed)
+    color, expand, crop, pick, mirror, turn, jitter = tf.split(uniforms, counts)
+    turns = draw_turns(turn, settings)
+    sample = turned(sample, turns)
+    window = tf.cond(
+        jitter[0] < settings.jitter_probability,
+        lambda: jittered_window(jitter[1:], sample["height"], sample["width"], turns, settings),
+        lambda: draw_window(sample["boxes"], ignore, settings, expand, crop, pick),
+    )
     placement = place(window, sample["height"], sample["width"], image_size)
     matrix, shift = draw_color(color, settings)
-    image = render(sample["image"], placement, image_size, resize_rule, matrix, shift)
+    image = render(sample, turns, placement, image_size, resize_rule, matrix, shift)
     boxes, kept = move_boxes(sample, ignore, placement, image_size)
-    mirrored = flip[0] < settings.flip_probability
-    image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
-    boxes = tf.cond(mirrored, lambda: ops.flip(boxes, tnp), lambda: boxes)
+    image, boxes = mirror_randomly(image, boxes, mirror, settings)
     return image, boxes, tf.boolean_mask(sample["classes"], kept), tf.boolean_mask(ignore, kept)
+
+
+def draw_turns(uniforms, settings):
+    """Draws by how many quarters an image is turned.
+
+    Args:
+      uniforms: float32 [2] in [0, 1).
+      settings: config.AugmentConfig.
+
+    Returns:
+      int32 scalar, 0, 1 or 3 quarters to the left; None where the recipe turns nothing.
+    """
+    if not settings.rotate_probability:
+        return None
+    return tf.where(uniforms[0] < settings.rotate_probability, tf.where(uniforms[1] < 0.5, 1, 3), 0)
+
+
+def turned(sample, turns):
+    """Returns a sample with height, width and boxes as they are after the turns; its image stays encoded."""
+    if turns is None:
+        return sample
+    height, width, boxes = sample["height"], sample["width"], sample["boxes"]
+    height, width = tf.where(turns > 0, width, height), tf.where(turns > 0, height, width)
+    boxes = tf.switch_case(
+        turns // 2 + turns % 2,  # 0, 1 and 3 become 0, 1 and 2
+        [lambda: boxes, lambda: ops.turn(boxes, tnp), lambda: ops.turn(ops.turn(ops.turn(boxes, tnp), tnp), tnp)],
+    )
+    return {**sample, "height": height, "width": width, "boxes": boxes}
+
+
+def jittered_window(uniforms, height, width, turns, settings):
+    """Draws a window of one scale in both directions (large-scale jitter, arXiv 2012.07177).
+
+    Args:
+      uniforms: float32 [3] in [0, 1).
+      height, width: int32 scalars, pixels of the turned image.
+      turns: see draw_turns.
+      settings: config.AugmentConfig.
+
+    Returns:
+      float32 [4], yxyx in units of the image; reaches beyond [0, 1] where the image gets smaller. An image that is
+      squeezed into the canvas is squeezed in the same direction after a turn.
+    """
+    low, high = settings.jitter_scale
+    sides = upright_shape(height, width, turns) / (low + uniforms[0] * (high - low))
+    corner = uniforms[1:] * (1.0 - sides)
+    return tf.concat([corner, corner + sides], 0)
+
+
+def upright_shape(height, width, turns):
+    """Returns the sides of the window of area 1 that shows objects in the shape they have in an unturned image.
+
+    Args:
+      height, width: int32 scalars, pixels of the turned image.
+      turns: see draw_turns.
+
+    Returns:
+      float32 [2], (height, width) in units of the image.
+    """
+    if turns is None:
+        return tf.ones([2])
+    aspect = tf.cast(height, tf.float32) / tf.cast(width, tf.float32)
+    return tf.where(turns > 0, tf.stack([1.0 / aspect, aspect]), 1.0)
+
+
+def mirror_randomly(image, boxes, uniforms, settings):
+    """Mirrors left to right and top to bottom, each with its probability.
+
+    Args:
+      image: uint8 [H, W, 3].
+      boxes: float32 [N, 4], yxyx normalised.
+      uniforms: float32 [2] in [0, 1).
+      settings: config.AugmentConfig.
+
+    Returns:
+      (image, boxes).
+    """
+    image, boxes = _mirror(image, boxes, 1, uniforms[0] < settings.flip_probability, ops.flip)
+    if not settings.vertical_flip_probability:
+        return image, boxes
+    return _mirror(image, boxes, 0, uniforms[1] < settings.vertical_flip_probability, ops.flip_vertically)
+
+
+def _mirror(image, boxes, axis, mirrored, move):
+    return tf.cond(
+        mirrored, lambda: (tf.reverse(image, [axis]), move(boxes, tnp)), lambda: (image, boxes)
+    )
 
 
 def draw_window(boxes, ignore, settings, expand, crop, pick):
@@ -127,13 +221,13 @@ def place(window, height, width, image_size):
     Args:
       window: float32 [4], yxyx in units of the image.
       height, width: int32 scalars, pixels of the image.
-      image_size: (height, width) of the canvas, pixels.
+      image_size: (height, width) of the canvas, pixels; ints or int32 tensor.
 
     Returns:
       Placement, all sizes at least 1; the map from source to target is the exact one of the boxes.
     """
     side = tf.cast(tf.stack([height, width]), tf.float32)
-    canvas = tf.constant(image_size, tf.float32)
+    canvas = tf.cast(tf.convert_to_tensor(image_size), tf.float32)
     low, high = window[:2] * side, window[2:] * side
     scale = canvas / (high - low)
     first = tf.minimum(tf.round(tf.maximum(low, 0.0)), side - 1.0)
@@ -151,13 +245,13 @@ def move_boxes(sample, ignore, placement, image_size):
       sample: dict with boxes float32 [N, 4] (yxyx normalised), height and width.
       ignore: bool [N].
       placement: Placement.
-      image_size: (height, width) of the canvas.
+      image_size: (height, width) of the canvas, pixels; ints or int32 tensor.
 
     Returns:
       (float32 [M, 4] yxyx normalised to the canvas and clipped, bool [N] which were kept).
     """
     side = tf.tile(tf.cast(tf.stack([sample["height"], sample["width"]]), tf.float32), [2])
-    canvas = tf.tile(tf.constant(image_size, tf.float32), [2])
+    canvas = tf.tile(tf.cast(tf.convert_to_tensor(image_size), tf.float32), [2])
     source, target = tf.cast(placement.source, tf.float32), tf.cast(placement.target, tf.float32)
     scale = tf.tile(target[2:] / source[2:], [2])
     boxes = (sample["boxes"] * side - tf.tile(source[:2], [2])) * scale + tf.tile(target[:2], [2])
@@ -192,11 +286,12 @@ def draw_color(uniforms, settings):
     return matrix, contrast * brightness
 
 
-def render(encoded, placement, image_size, resize_rule, matrix, shift):
+def render(sample, turns, placement, image_size, resize_rule, matrix, shift):
     """Decodes what is visible and puts it on the canvas.
 
     Args:
-      encoded: string scalar, JPEG or PNG bytes.
+      sample: dict with image (string scalar, JPEG or PNG bytes), and height and width after the turns.
+      turns: see draw_turns.
       placement: Placement.
       image_size: (height, width) of the canvas.
       resize_rule: see images.resize.
@@ -205,16 +300,43 @@ def render(encoded, placement, image_size, resize_rule, matrix, shift):
     Returns:
       uint8 [H, W, 3], RGB; the rest of the canvas is the mean colour.
     """
-    part = images.decode_window(encoded, placement.source)
-    part = images.resize(part, placement.target[2:], resize_rule)
-    if matrix is None:
-        part = images.to_uint8(part)
-    else:  # + 0.5: the cast then rounds
-        colors = tf.matmul(tf.reshape(part, [-1, 3]), matrix) + (shift + 0.5)
-        part = tf.reshape(tf.saturate_cast(colors, tf.uint8), tf.shape(part))
+    part = paint(sample, turns, placement, resize_rule, matrix, shift)
     whole = tf.reduce_all(placement.target[2:] == image_size)
     image = tf.cond(whole, lambda: part, lambda: _pad(part, placement.target, image_size))
     return tf.ensure_shape(image, [*image_size, 3])
+
+
+def paint(sample, turns, placement, resize_rule, matrix, shift):
+    """Decodes what is visible, in the size that it has on the canvas.
+
+    Args: as render.
+
+    Returns:
+      uint8 [h, w, 3], RGB, of the placement's target.
+    """
+    part = _decode_turned(sample, turns, placement.source)
+    part = images.resize(part, placement.target[2:], resize_rule)
+    if matrix is None:
+        return images.to_uint8(part)
+    colors = tf.matmul(tf.reshape(part, [-1, 3]), matrix) + (shift + 0.5)  # + 0.5: the cast then rounds
+    return tf.reshape(tf.saturate_cast(colors, tf.uint8), tf.shape(part))
+
+
+def _decode_turned(sample, turns, window):
+    """The pixels of a window of the turned image: those of the stored one, turned."""
+    if turns is None:
+        return images.decode_window(sample["image"], window)
+    top, left, height, width = tf.unstack(window)
+    right, below = sample["width"] - left - width, sample["height"] - top - height
+    window = tf.switch_case(
+        turns // 2 + turns % 2,
+        [
+            lambda: window,
+            lambda: tf.stack([left, below, width, height]),
+            lambda: tf.stack([right, top, width, height]),
+        ],
+    )
+    return tf.image.rot90(images.decode_window(sample["image"], window), turns)
 
 
 def _pad(part, target, image_size):

@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from ssd_tf import images
 from ssd_tf.boxes import matcher
-from ssd_tf.data import augment, targets
+from ssd_tf.data import augment, mixing, targets
 from ssd_tf.records import reader, schema
 
 _OPEN_SHARDS = 4
+GROUP = mixing.NUM_IMAGES
 
 
 def training_stream(records, anchors, config, start=0):
@@ -27,19 +28,54 @@ def training_stream(records, anchors, config, start=0):
       tf.data.Dataset of (uint8 [B, H, W, 3], {"class_logits": int32 [B, A], "box_deltas": float32 [B, A, 5]},
       float32 [B] weight); every batch is full.
     """
-    seed = tf.constant(config.train.seed, tf.int64)
+    num_classes = len(records.label_map)
 
-    def prepare(serialized, epoch):
-        sample = reader.parse_checked(serialized, len(records.label_map))
-        # With the image itself: sets of several origins share ids, foreign records may have none.
-        identity = tf.strings.join([sample["source_id"], sample["image"]])
-        key = tf.strings.to_hash_bucket_fast(identity, 2**62)
-        return _augmented(sample, anchors, config, tf.stack([key, seed * 2**32 + epoch]))
+    def prepare(serialized, draw):
+        drawn = augment.augment(*_drawable(serialized, draw, num_classes, config), *_style(config))
+        return drawn[0], _targets(*drawn[1:], anchors, config)
 
-    examples = _shuffled_examples(records, config, start)
-    dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
+    def prepare_mixed(number, group):
+        parts = [
+            _drawable(serialized, draw, num_classes, config)
+            for serialized, draw in zip(tf.unstack(group[0], GROUP), tf.unstack(group[1], GROUP), strict=True)
+        ]
+        image, *objects = mixing.mix(parts, number < last_mixed, *_style(config))
+        return image, _targets(*objects, anchors, config)
+
+    if config.augment.mosaic_probability or config.augment.mixup_probability:
+        last_mixed = round(config.train.steps * (1 - config.augment.plain_last)) * config.train.batch_size
+        examples = _grouped_examples(records, config, start).enumerate(start)
+        dataset = examples.map(prepare_mixed, tf.data.AUTOTUNE, deterministic=True)
+    else:
+        examples = _shuffled_examples(records, config, start)
+        dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(config.train.batch_size, drop_remainder=True)
     return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
+
+
+def _style(config):
+    """How augmentation is to draw."""
+    return config.model.image_size, config.augment, config.data.resize
+
+
+def _drawable(serialized, draw, num_classes, config):
+    """A record as augmentation takes it: sample, ignored boxes, and the seed of its own draw."""
+    sample = reader.parse_checked(serialized, num_classes)
+    # With the image itself: sets of several origins share ids, foreign records may have none.
+    identity = tf.strings.join([sample["source_id"], sample["image"]])
+    key = tf.strings.to_hash_bucket_fast(identity, 2**62)
+    return sample, _ignored(sample, config), tf.stack([key, config.train.seed * 2**32 + draw])
+
+
+def _grouped_examples(records, config, start):
+    """(serialized [4], draw [4]): each of the stream's examples, then the other three of its four neighbours."""
+
+    def turned(serialized, draw):
+        places = (tf.range(GROUP)[:, None] + tf.range(GROUP)) % GROUP
+        return tf.data.Dataset.from_tensor_slices((tf.gather(serialized, places), tf.gather(draw, places)))
+
+    examples = _shuffled_examples(records, config, start - start % GROUP).batch(GROUP, drop_remainder=True)
+    return examples.flat_map(turned).skip(start % GROUP)
 
 
 def read_batch_ids(records, config, step):
@@ -83,14 +119,6 @@ def _epoch(shards, buffer, seed, epoch):
     records = shards.interleave(reader.shard_records, cycle_length=_OPEN_SHARDS)
     records = records.shuffle(buffer, seed=seed * 2**32 + epoch, reshuffle_each_iteration=False)
     return records.map(lambda serialized: (serialized, epoch))
-
-
-def _augmented(sample, anchors, config, seed):
-    ignore = _ignored(sample, config)
-    image, boxes, classes, ignore = augment.augment(
-        sample, ignore, config.model.image_size, config.augment, config.data.resize, seed
-    )
-    return image, _targets(boxes, classes, ignore, anchors, config)
 
 
 def _ignored(sample, config):

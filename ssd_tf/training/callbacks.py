@@ -16,7 +16,7 @@ import numpy as np
 
 from ssd_tf import fileio, runs
 from ssd_tf.errors import TrainingError, shown
-from ssd_tf.training import checkpoint
+from ssd_tf.training import averaging, checkpoint
 
 LOG_JSONL = "log.jsonl"
 LOG_CSV = "log.csv"
@@ -115,7 +115,7 @@ class Log:
         self.settings = run.config.train
         self.rows = _earlier_rows(run.path / LOG_JSONL, start)
         self.start, self.begun = start, time.perf_counter()
-        self.last_step, self.last_time = start, self.begun
+        self.last_step, self.last_time, self.pauses = start, self.begun, 0.0
         self._rewrite()
 
     def __call__(self, step, logs):
@@ -139,6 +139,7 @@ class Log:
     def leave_out(self, seconds):
         """Keeps a pause out of the images a second."""
         self.last_time += seconds
+        self.pauses += seconds
 
     def add(self, row):
         """Appends one row to both files."""
@@ -224,6 +225,11 @@ class Checkpoints:
         if step and self._is_validated(step) and not done:
             self._validate(step)
 
+    def _share(self):
+        """What validation has cost so far; nothing is said of a session that has only begun."""
+        spent = time.perf_counter() - self.log.begun
+        return f", {self.log.pauses / spent:.0%} of the time so far"
+
     def _is_validated(self, step):
         return bool(self.validate) and (step == self.settings.steps or step % self.validation_steps == 0)
 
@@ -232,13 +238,21 @@ class Checkpoints:
         with self.signals.leaving_at_once(_saved(step)):
             result = self.validate()
         value, metric = result["mAP"], result["metric"]
-        text, seconds = "n/a" if value is None else f"{value:.4f}", time.perf_counter() - begun
-        self.log.write_line(f"step {step}: validation mAP {text} ({metric}, {seconds:.1f} s)")
+        seconds = time.perf_counter() - begun
         self.log.leave_out(seconds)
+        self.log.write_line(f"step {step}: validation {_scores(result)} ({metric}, {seconds:.1f} s{self._share()})")
         if value is not None and (self.best is None or value > self.best["value"]):
-            self.best = runs.mark_best(self.run.path, step, metric, value)
+            self.best = runs.mark_best(self.run.path, step, metric, value, result.get("weights", runs.WEIGHTS))
         self.log.add({"step": step, "mAP": value})  # last: this row says that the validation is complete
         notify(self.hooks, "validated", step, result)
+
+
+def _scores(result):
+    """The mAP of a validation, and where the weights have an average that of both."""
+    scores = {file: "n/a" if value is None else f"{value:.4f}" for file, value in result["by_weights"].items()}
+    if len(scores) == 1:
+        return f"mAP {next(iter(scores.values()))}"
+    return "mAP " + ", ".join(f"{score} of the {averaging.name(file)} weights" for file, score in scores.items())
 
 
 def _saved(step):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssd_tf import runs, weight_files
 from ssd_tf.errors import DataError, shown
+from ssd_tf.training import averaging
 
 OPTIMIZER = "optimizer.npz"
 _WIDEST = 4  # bytes of a float32: under every precision the variables are
@@ -28,7 +29,9 @@ def save(run, model, step, best=None, deterministic=False):
     """
 
     def write(directory):
-        _bare(model).save_weights(directory / runs.WEIGHTS)
+        for name, context in averaging.variants(model).items():
+            with context:
+                _bare(model).save_weights(directory / name)
         values = {f"{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.optimizer.variables)}
         np.savez(directory / OPTIMIZER, **values)
 
@@ -65,7 +68,7 @@ def restore(checkpoint, model):
     Raises:
       DataError: the files do not fit the model.
     """
-    load_weights(checkpoint, model)
+    _load(checkpoint.path / runs.WEIGHTS, model)
     model.optimizer.build(model.trainable_variables)
     if not (checkpoint.path / OPTIMIZER).exists():
         raise DataError(f"no training can go on from here, it has no {OPTIMIZER}: {shown(checkpoint.path)}")
@@ -79,8 +82,11 @@ def restore(checkpoint, model):
 
 
 def load_weights(checkpoint, model):
-    """Loads a checkpoint's weights into a model; DataError if they do not fit."""
-    file = checkpoint.path / runs.WEIGHTS
+    """Loads the weights that a checkpoint shows into a model; DataError if they do not fit."""
+    _load(checkpoint.path / checkpoint.weights, model)
+
+
+def _load(file, model):
     weight_files.check_weights_file(file, _num_bytes(model))
     try:
         with warnings.catch_warnings():
@@ -88,7 +94,7 @@ def load_weights(checkpoint, model):
             _bare(model).load_weights(file)
     except Exception as error:  # Keras and HDF5 raise a dozen kinds over broken files
         reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise DataError(f"weights do not fit the run's config: {reason}: {shown(checkpoint.path)}") from error
+        raise DataError(f"weights do not fit the run's config: {reason}: {shown(file.parent)}") from error
 
 
 def _num_bytes(model):

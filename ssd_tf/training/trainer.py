@@ -5,7 +5,7 @@ import math
 import keras
 
 from ssd_tf.errors import Interrupted
-from ssd_tf.models import detector
+from ssd_tf.models import detector, freezing
 from ssd_tf.training import callbacks, checkpoint, optimizers
 
 
@@ -19,10 +19,12 @@ def compile_detector(model, losses, settings, deterministic=False):
       deterministic: leaves XLA out on TensorFlow.
     """
     detector.set_batch_norm(model, settings.batch_norm_momentum, settings.freeze_batch_norm)
-    optimizers.add_weight_decay(model, settings.weight_decay)
+    freezing.freeze(model, settings.freeze, settings.freeze_to)
+    optimizer = optimizers.make_optimizer(settings)
+    optimizers.fit_to(optimizer, model, settings)
     jit = settings.jit_compile and not deterministic
     jit = "auto" if keras.backend.backend() == "jax" else jit
-    model.compile(optimizers.make_optimizer(settings), loss=losses, jit_compile=jit)
+    model.compile(optimizer, loss=losses, jit_compile=jit)
 
 
 def train(

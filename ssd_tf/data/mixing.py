@@ -1,0 +1,115 @@
+"""Training images made of several: mosaic and mixup."""
+
+import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
+
+from ssd_tf.boxes import ops
+from ssd_tf.data import augment
+
+NUM_IMAGES = 4  # of a mosaic
+_CENTRE = 0.25, 0.75  # where a mosaic's four images meet, as a fraction of the canvas
+_NUM_WINDOW = 3  # uniform numbers
+_SHARES = (augment.NUM_COLOR, _NUM_WINDOW, augment.NUM_MIRROR, augment.NUM_TURN)
+
+
+def mix(parts, may_mix, image_size, settings, resize_rule):
+    """Draws one training image out of several records.
+
+    Args:
+      parts: NUM_IMAGES of (sample, ignore, seed) as augment.augment takes them; what is drawn follows from the
+        first one's seed.
+      may_mix: bool scalar; False draws the first alone.
+      image_size: (height, width) of the network input, pixels.
+      settings: config.AugmentConfig.
+      resize_rule: see images.resize.
+
+    Returns:
+      as augment.augment.
+    """
+    style = image_size, settings, resize_rule
+    seed = parts[0][2]
+    chosen = tf.random.stateless_uniform([2], tf.random.experimental.stateless_fold_in(seed, 1))
+    drawn = tf.cond(
+        may_mix & (chosen[0] < settings.mosaic_probability),
+        lambda: mosaic(parts, tf.random.experimental.stateless_fold_in(seed, 2), *style),
+        lambda: augment.augment(*parts[0], *style),
+    )
+    if not settings.mixup_probability:
+        return drawn
+    return tf.cond(
+        may_mix & (chosen[1] < settings.mixup_probability),
+        lambda: mixup(drawn, parts[1], tf.random.experimental.stateless_fold_in(seed, 3), *style),
+        lambda: drawn,
+    )
+
+
+def mosaic(parts, seed, image_size, settings, resize_rule):
+    """Draws four images around one point, each filling its part of the canvas (arXiv 2004.10934).
+
+    Args:
+      parts: see mix.
+      seed: int64 [2].
+      image_size, settings, resize_rule: see mix.
+
+    Returns:
+      as augment.augment.
+    """
+    size = tf.constant(image_size, tf.float32)
+    uniforms = tf.random.stateless_uniform([2 + NUM_IMAGES * sum(_SHARES)], seed)
+    low, high = _CENTRE
+    centre = tf.round(size * (low + uniforms[:2] * (high - low)))
+    shares = tf.split(uniforms[2:], NUM_IMAGES)
+    pictures, objects = [], []
+    for place, (sample, ignore, _) in enumerate(parts):
+        row, column = divmod(place, 2)
+        corner = centre * tf.constant([row, column], tf.float32)
+        extent = tf.stack([(centre[0], size[0] - centre[0])[row], (centre[1], size[1] - centre[1])[column]])
+        drawn = _draw_part(sample, ignore, tf.split(shares[place], _SHARES), extent, size, settings, resize_rule)
+        window = tf.concat([-corner, size - corner], 0) / tf.tile(extent, [2])  # the canvas, seen from the part
+        pictures.append(drawn[0])
+        objects.append((ops.rescale(drawn[1], window, tnp), *drawn[2:]))
+    image = tf.concat([tf.concat(pictures[:2], 1), tf.concat(pictures[2:], 1)], 0)
+    return tf.ensure_shape(image, [*image_size, 3]), *(tf.concat(column, 0) for column in zip(*objects, strict=True))
+
+
+def _draw_part(sample, ignore, uniforms, extent, size, settings, resize_rule):
+    """One image of a mosaic: as large as alone on the canvas or smaller, cut so that it fills `extent`."""
+    color, place, mirror, turn = uniforms
+    turns = augment.draw_turns(turn, settings)
+    sample = augment.turned(sample, turns)
+    window = _draw_window(place, augment.upright_shape(sample["height"], sample["width"], turns) * extent / size)
+    pixels = tf.cast(extent, tf.int32)
+    placement = augment.place(window, sample["height"], sample["width"], pixels)
+    image = augment.paint(sample, turns, placement, resize_rule, *augment.draw_color(color, settings))
+    boxes, kept = augment.move_boxes(sample, ignore, placement, pixels)
+    image, boxes = augment.mirror_randomly(image, boxes, mirror, settings)
+    return image, boxes, tf.boolean_mask(sample["classes"], kept), tf.boolean_mask(ignore, kept)
+
+
+def _draw_window(uniforms, sides):
+    """float32 [4] inside [0, 1], of the shape `sides`: from these up to the largest that an image holds."""
+    largest = tf.reduce_max(sides)
+    scale = largest + uniforms[0] * (tf.maximum(largest, 1.0) - largest)
+    sides = sides / scale
+    corner = uniforms[1:] * (1.0 - sides)
+    return tf.concat([corner, corner + sides], 0)
+
+
+def mixup(drawn, part, seed, image_size, settings, resize_rule):
+    """Blends a second image into one, with the objects of both (arXiv 1902.04103).
+
+    Args:
+      drawn: what augment.augment returns.
+      part: (sample, ignore, seed) of the second.
+      seed: int64 [2]; of the shares, and of the second image's augmentation.
+      image_size, settings, resize_rule: see mix.
+
+    Returns:
+      as augment.augment.
+    """
+    second = augment.augment(*part[:2], seed, image_size, settings, resize_rule)
+    weights = tf.random.stateless_gamma([2], seed, settings.mixup_alpha)  # their ratio has a Beta distribution
+    share = weights[0] / tf.reduce_sum(weights)
+    blend = share * tf.cast(drawn[0], tf.float32) + (1.0 - share) * tf.cast(second[0], tf.float32)
+    objects = (tf.concat(pair, 0) for pair in zip(drawn[1:], second[1:], strict=True))
+    return tf.cast(tf.round(blend), tf.uint8), *objects
