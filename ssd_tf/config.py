@@ -14,7 +14,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssd_tf import fileio, settings
+from ssd_tf import contradictions, fileio, settings
 from ssd_tf.errors import ConfigError, DataError, shown, suggest
 from ssd_tf.settings import setting
 
@@ -23,6 +23,7 @@ DEFAULT_RECIPE = "ssdlite300_mobilenet_v2"
 METRICS = ("voc07", "voc", "coco")
 GROUPS = ("backbone", "neck", "extras", "heads")
 CLOCKS = ("steps", "epochs", "hours")
+VALIDATIONS = 10  # of a training whose train.validation_steps is 0
 _SIDES, _DEPTHS = (1, 32), (1, 8192)
 EXTRA_COLUMNS = {"reduce": _DEPTHS, "channels": _DEPTHS, "kernel": _SIDES, "stride": _SIDES, "padding": (-1, 16)}
 
@@ -165,9 +166,9 @@ class AugmentConfig:
 class DataConfig:
     """The input pipeline. `shuffle_buffer` counts serialized records.
 
-    `balance` evens out how often classes are seen: "downsample" leaves out images of the frequent ones until each
-    class is in about as many images as the rarest, "repeat" shows the images of a class that is in less than the
-    share `repeat_threshold` of all images more often (repeat-factor sampling, arXiv 1908.03195).
+    `balance` evens out how often classes are seen: "downsample" leaves out images of the frequent ones, others in
+    each epoch, until each class is in about as many images as the rarest; "repeat" shows more often the images of
+    a class that is in less than the share `repeat_threshold` of all (repeat-factor sampling, arXiv 1908.03195).
     """
 
     resize: str = setting("bilinear", choices=("bilinear", "bilinear_tf1"))
@@ -266,22 +267,7 @@ class Config:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
 
     def __post_init__(self):
-        model = self.model
-        if model.preprocessing == "custom" and len(model.input_mean) != 3:
-            raise ConfigError("model.preprocessing=custom needs model.input_mean, three numbers (R, G, B)")
-        if model.background_columns > 1 and not self.loss.has_background:
-            raise ConfigError(
-                f"model.background_columns: loss.classification={self.loss.classification} has no background"
-            )
-        if model.dual_path and model.padding != "same":
-            raise ConfigError("model.dual_path takes the rows and columns that model.padding=same would")
-        if model.heads == "shared" and model.last_head != "same":
-            raise ConfigError("model.last_head: shared heads are the same on every level")
-        if self.loss.classification == "focal" and self.loss.min_negatives:
-            raise ConfigError("loss.min_negatives is for mined losses; loss.classification=focal mines nothing")
-        for first, second in zip(self.train.milestones, self.train.milestones[1:], strict=False):
-            if second <= first:
-                raise ConfigError("train.milestones must increase")
+        contradictions.check(self, GROUPS)
 
 
 def load_config(recipe=None, overrides=()):
@@ -299,9 +285,7 @@ def load_config(recipe=None, overrides=()):
     """
     values = _read_recipe(recipe) if recipe else {}
     _check_leaves(values, recipe)
-    clock = [key for key in ("steps", "epochs") if key in values.get("train", {})]
-    if len(clock) > 1:
-        raise ConfigError(f"{shown(recipe)}: train.steps and train.epochs exclude each other")
+    _check_clocks(values.get("train", {}), f"{shown(recipe)}: ")
     return _changed(values, overrides, recipe or "config")
 
 
@@ -335,14 +319,19 @@ def _changed(values, overrides, where):
     for override in overrides:
         key, value = _parse_override(override)
         changed[key] = value
-    if "train.steps" in changed and "train.epochs" in changed:
-        raise ConfigError("train.steps and train.epochs exclude each other")
+    _check_clocks([key.removeprefix("train.") for key in changed])
     for key, value in changed.items():
         section, name = key.split(".")
-        for other in ("steps", "epochs") if name in ("steps", "epochs") else ():
+        for other in CLOCKS if name in CLOCKS and section == "train" else ():
             values.get("train", {}).pop(other, None)
         values.setdefault(section, {})[name] = value
     return _build(values) if changed else from_dict(values, where)
+
+
+def _check_clocks(names, where=""):
+    given = [f"train.{clock}" for clock in CLOCKS if clock in names]
+    if len(given) > 1:
+        raise ConfigError(f"{where}{' and '.join(given)} exclude each other")
 
 
 def _recipe_folder():
@@ -466,17 +455,24 @@ def override(config, overrides, section):
     return replace(config, **changes)
 
 
-def resolve_steps(config, num_examples):
-    """Returns `config` with train.steps set and train.epochs spent.
+def resolve_steps(config, num_examples, steps=None):
+    """Returns `config` with train.steps set, train.epochs and train.hours spent.
 
     Args:
-      config: Config with train.steps or train.epochs.
+      config: Config with one of the three clocks.
       num_examples: images in the training set.
+      steps: how many train.hours have come to, or None.
+
+    Raises:
+      ConfigError: there is no clock, or it is train.hours and `steps` is not known.
     """
-    steps = config.train.steps or math.ceil(config.train.epochs * num_examples / config.train.batch_size)
+    train = config.train
+    steps = steps or train.steps or math.ceil(train.epochs * num_examples / train.batch_size)
+    if steps < 1 and train.hours:
+        raise ConfigError("train.hours become steps in a training alone: set train.steps or train.epochs here")
     if steps < 1:
-        raise ConfigError("set train.steps or train.epochs (for example --set train.epochs=20)")
-    return replace(config, train__steps=steps, train__epochs=0.0)
+        raise ConfigError("set train.steps, train.epochs or train.hours (for example --set train.epochs=20)")
+    return replace(config, train__steps=steps, train__epochs=0.0, train__hours=0.0)
 
 
 def check_resume(old, new):

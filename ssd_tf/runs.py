@@ -57,12 +57,12 @@ class Checkpoint:
 
 
 def _checkpoint(directory, skipped=(), weights=None):
-    """The Checkpoint in a directory that was verified."""
+    """The Checkpoint in a directory that was verified; DataError where it has not the weights that BEST names."""
     state = fileio.read_json(directory / STATE)
-    shown_weights = weights or (AVERAGE if AVERAGE in state["files"] else WEIGHTS)
-    if shown_weights not in state["files"]:
-        raise DataError(f"checkpoint {directory.name} has no {shown(shown_weights)}: {shown(directory.parent)}")
-    return Checkpoint(directory, state, tuple(skipped), shown_weights)
+    if weights not in (None, *state["files"]):
+        raise DataError(f"checkpoint {directory.name} has no {shown(weights)}: {shown(directory.parent)}")
+    usual = AVERAGE if AVERAGE in state["files"] else WEIGHTS
+    return Checkpoint(directory, state, tuple(skipped), weights or usual)
 
 
 def start_run(path, config, label_map, num_examples):

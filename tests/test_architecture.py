@@ -19,8 +19,9 @@ BASE = {"errors"}
 # Rooms and the rooms they may import. config and images read files through the limits of fileio, the floor.
 MAY_IMPORT = {
     "errors": set(),
-    "config": BASE | {"fileio", "settings"},
+    "config": BASE | {"fileio", "settings", "contradictions"},
     "settings": BASE,
+    "contradictions": BASE,
     "fileio": BASE,
     "structures": BASE,
     "images": BASE | {"fileio", "jpeg", "png"},
@@ -53,7 +54,7 @@ THIRD_PARTY = {
     "absl": ({"cli"}, set()),
     "numpy": (
         {*MAY_IMPORT, "api.build"}
-        - {"errors", "config", "settings", "fileio", "png", "models", "runs", "cli", "api"},
+        - {"errors", "config", "settings", "contradictions", "fileio", "png", "models", "runs", "cli", "api"},
         set(),
     ),
     "faster_coco_eval": ({"evaluation"}, set()),

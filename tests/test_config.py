@@ -7,7 +7,7 @@ import types
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssd_tf import config as configs
@@ -63,6 +63,10 @@ SAMPLES = [
     ("train.jit_compile", "true", "TRUE", True),
     ("train.schedule", '"multistep"', "multistep", "multistep"),
     ("train.milestones", "[]", "[]", ()),
+    ("train.freeze", '["backbone", "neck"]', "backbone, neck", ("backbone", "neck")),
+    ("train.freeze_to", '"12"', "12", "12"),
+    ("train.hours", "2", "2", 2.0),
+    ("augment.jitter_scale", "[0.5, 1.5]", "0.5,1.5", (0.5, 1.5)),
     ("postprocess.score_threshold", "0.25", "0.25", 0.25),
 ]
 
@@ -125,8 +129,21 @@ def test_override_stands_above_the_recipe():
         ("matcher.iou_threshold=1.5", "matcher.iou_threshold: 1.5 is outside 0.0..1.0"),
         (
             "train.schedule=cosin",
-            "train.schedule: 'cosin' is none of cosine, multistep, constant (did you mean cosine?)",
+            "train.schedule: 'cosin' is none of cosine, multistep, exponential, polynomial, constant "
+            "(did you mean cosine?)",
         ),
+        (
+            "train.optimizer=adm",
+            "train.optimizer: 'adm' is none of sgd, adam, adamw, rmsprop (did you mean adam?)",
+        ),
+        (
+            "train.freeze=backbone,head",
+            "train.freeze: 'head' is none of backbone, neck, extras, heads (did you mean heads?)",
+        ),
+        ("train.backbone_rate=0", "train.backbone_rate: 0.0 is outside 1e-06..1000.0"),
+        ("train.ema=1", "train.ema: 1.0 is outside 0.0..0.999999"),
+        ("train.accumulate=0", "train.accumulate: 0 is outside 1..10000"),
+        ("train.hours=-1", "train.hours: -1.0 is outside 0.0..10000.0"),
         (
             "model.padding=symetric",
             "model.padding: 'symetric' is none of same, symmetric (did you mean symmetric?)",
@@ -223,15 +240,52 @@ def test_recipes_are_listed_by_name():
     assert {"quickstart", "ssd300_vgg16_voc", configs.DEFAULT_RECIPE} <= set(names)
 
 
-def test_one_clock_replaces_the_other(tmp_path):
+CLOCKS = {"steps": (100, 0), "epochs": (3.0, 0.0), "hours": (1.5, 0.0)}  # a value, and that of a clock not in use
+
+
+@pytest.mark.parametrize("recipe", CLOCKS)
+@pytest.mark.parametrize("override", CLOCKS)
+def test_one_clock_replaces_the_other(tmp_path, recipe, override):
+    path = write_recipe(tmp_path, f"[train]\n{recipe} = {CLOCKS[recipe][0]}\nseed = 4\n")
+    train = configs.load_config(path, [f"train.{override}={CLOCKS[override][0]}"]).train
+    assert {name: getattr(train, name) for name in CLOCKS} == {
+        name: values[name != override] for name, values in CLOCKS.items()
+    }
+    assert train.seed == 4
+
+
+@pytest.mark.parametrize("recipe", CLOCKS)
+def test_what_is_no_clock_leaves_the_clock(tmp_path, recipe):
+    path = write_recipe(tmp_path, f"[train]\n{recipe} = {CLOCKS[recipe][0]}\n")
+    train = configs.load_config(path, ["anchors.steps=8,16", "train.log_steps=3"]).train
+    assert getattr(train, recipe) == CLOCKS[recipe][0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("steps", "epochs"), "train.steps and train.epochs exclude each other"),
+        (("epochs", "steps"), "train.steps and train.epochs exclude each other"),
+        (("hours", "steps"), "train.steps and train.hours exclude each other"),
+        (("epochs", "hours"), "train.epochs and train.hours exclude each other"),
+        (("epochs", "hours", "steps"), "train.steps and train.epochs and train.hours exclude each other"),
+    ],
+)
+def test_two_clocks_are_refused(tmp_path, names, message):
+    assert refused(*(f"train.{name}=1" for name in names)) == message
     by_steps = write_recipe(tmp_path, "[train]\nsteps = 100\n")
-    config = configs.load_config(by_steps, ["train.epochs=3"])
-    assert (config.train.steps, config.train.epochs) == (0, 3.0)
-    by_epochs = write_recipe(tmp_path, "[train]\nepochs = 3\n")
-    config = configs.load_config(by_epochs, ["train.steps=100"])
-    assert (config.train.steps, config.train.epochs) == (100, 0.0)
-    for pair in (["train.steps=1", "train.epochs=1"], ["train.epochs=1", "train.steps=1"]):
-        assert refused(*pair, recipe=by_steps) == "train.steps and train.epochs exclude each other"
+    assert refused(*(f"train.{name}=1" for name in names), recipe=by_steps) == message
+    recipe = write_recipe(tmp_path, "\n".join(["[train]", *(f"{name} = 1" for name in names)]))
+    assert refused(recipe=recipe) == f"{recipe}: {message}"
+    assert refused(f"train.{names[0]}=2", recipe=recipe) == f"{recipe}: {message}"
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_one_clock_replaces_that_of_another_run(clock):
+    finished = configs.resolve_steps(configs.load_config(None, ["train.epochs=2"]), 64)
+    assert configs.adapt(finished, []).train == finished.train
+    train = configs.adapt(finished, [f"train.{clock}={CLOCKS[clock][0]}"]).train
+    assert [getattr(train, name) for name in CLOCKS] == [values[name != clock] for name, values in CLOCKS.items()]
 
 
 @pytest.mark.parametrize(
@@ -245,24 +299,59 @@ def test_one_clock_replaces_the_other(tmp_path):
 )
 def test_epochs_become_steps(overrides, num_examples, steps):
     config = configs.resolve_steps(configs.load_config(None, overrides), num_examples)
-    assert (config.train.steps, config.train.epochs) == (steps, 0.0)
+    assert (config.train.steps, config.train.epochs, config.train.hours) == (steps, 0.0, 0.0)
+
+
+def test_hours_become_the_steps_that_they_came_to():
+    config = configs.load_config(None, ["train.hours=1"])
+    assert (config.train.hours, config.train.steps) == (1.0, 0)
+    with pytest.raises(ConfigError, match=r"^train\.hours become steps in a training alone: set train\.steps or"):
+        configs.resolve_steps(config, 100)
+    resolved = configs.resolve_steps(config, 100, steps=321)
+    assert (resolved.train.steps, resolved.train.epochs, resolved.train.hours) == (321, 0.0, 0.0)
+    assert configs.resolve_steps(resolved, 100) == resolved
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_a_run_goes_on_whatever_its_clock_was(clock):
+    config = configs.load_config(None, [f"train.{clock}={CLOCKS[clock][0]}"])
+    resolved = configs.resolve_steps(config, 320, steps=77 if clock == "hours" else None)
+    configs.check_resume(resolved, configs.resolve_steps(config, 320, steps=99 if clock == "hours" else None))
+    configs.check_resume(resolved, configs.resolve_steps(configs.load_config(None, ["train.steps=200"]), 320))
+    with pytest.raises(ConfigError, match=r"^cannot resume: train\.ema 0\.0 → 0\.9"):
+        configs.check_resume(resolved, configs.replace(resolved, train__ema=0.9))
 
 
 def test_no_clock_is_an_error_naming_the_key():
-    with pytest.raises(ConfigError, match=r"^set train\.steps or train\.epochs"):
+    with pytest.raises(ConfigError, match=r"^set train\.steps, train\.epochs or train\.hours \(for example"):
         configs.resolve_steps(configs.Config(), 100)
+
+
+def test_epochs_that_are_too_few_steps_for_an_update():
+    config = configs.load_config(None, ["train.epochs=1", "train.batch_size=8", "train.accumulate=4"])
+    assert configs.resolve_steps(config, 32).train.steps == 4
+    with pytest.raises(ConfigError, match=r"^train\.accumulate=4: train\.steps=3 would make no update$"):
+        configs.resolve_steps(config, 24)
 
 
 RESUMABLE = {"train.steps", "train.checkpoint_steps", "train.keep_last"}
 RESUMABLE |= {key for key in LEAVES if key.startswith("postprocess.")}
 RESUMABLE |= {"train.validation_steps", "train.validation_metric", "train.log_steps"}
+RESUMABLE |= {"train.early_stopping", "train.devices"}
+# Settings that mean something beside others alone.
+BESIDE = {
+    "train.power": {"train__schedule": "polynomial"},
+    "train.square_momentum": {"train__optimizer": "adam"},
+    "train.epsilon": {"train__optimizer": "rmsprop"},
+}
 
 
 def other_value(leaf):
     """A valid value of a leaf other than its default."""
     choices, high = leaf.metadata.get("choices"), leaf.metadata.get("high")
     if choices:
-        return next(choice for choice in choices if choice != leaf.default)
+        other = next(choice for choice in choices if choice != leaf.default)
+        return other if leaf.type is str else (other,)
     if leaf.type is bool:
         return not leaf.default
     if leaf.type is str:
@@ -275,13 +364,13 @@ def other_value(leaf):
         if inner is str:
             return ("conv1",)
         return (64, 96) if fixed else ((0.5,),) if isinstance(inner, types.GenericAlias) else (0.5,)
-    return leaf.type(leaf.default + 1 if high is None or leaf.default + 1 <= high else leaf.default / 2 + 0.1)
+    return leaf.type(leaf.default + 1 if high is None or leaf.default + 1 < high else leaf.default / 2 + 0.1)
 
 
 @pytest.mark.parametrize("key", LEAVES)
 def test_only_validation_and_logging_may_change_on_resume(key):
     section, name = key.split(".")
-    old = configs.Config()
+    old = configs.replace(configs.Config(), **BESIDE.get(key, {}))
     new = configs.replace(old, **{f"{section}__{name}": other_value(LEAVES[key])})
     assert new != old
     configs.check_resume(old, old)
@@ -290,7 +379,7 @@ def test_only_validation_and_logging_may_change_on_resume(key):
         return
     with pytest.raises(ConfigError) as caught:
         configs.check_resume(old, new)
-    before, after = read(old, key), read(new, key)
+    before, after = read(old, key) if read(old, key) != "" else "''", read(new, key)
     assert str(caught.value) == (f"cannot resume: {key} {before} → {after} (start a new run_dir, or --init_from)")
 
 
@@ -305,7 +394,8 @@ def values_of(leaf):
     """A strategy for all valid values of a leaf."""
     kind, choices = leaf.type, leaf.metadata.get("choices")
     if choices:
-        return st.sampled_from(choices)
+        one = st.sampled_from(choices)
+        return one if kind is str else st.lists(one, max_size=3, unique=True).map(tuple)
     if kind is str:
         return st.text(st.characters(codec="utf-8"), max_size=20)
     if kind is bool:
@@ -333,6 +423,57 @@ def sections():
     return st.fixed_dictionaries(tables)
 
 
+def reconciled(values):
+    """Nested dictionaries of a Config without their contradictions."""
+    values = {section.name: dict(values.get(section.name, {})) for section in dataclasses.fields(configs.Config)}
+    if values["loss"].get("classification") == "focal":
+        values["loss"]["min_negatives"] = 0
+    if values["loss"].get("classification") in ("sigmoid", "focal"):
+        values["model"]["background_columns"] = 1
+    if values["loss"].get("class_weights"):
+        values["model"]["num_classes"] = len(values["loss"]["class_weights"])
+    if values["model"].get("preprocessing") == "custom":
+        values["model"]["input_mean"] = (1.0, 2.0, 3.0)
+    if values["model"].get("heads") == "shared":
+        values["model"]["last_head"] = "same"
+    if values["model"].get("dual_path"):
+        values["model"]["padding"] = "same"
+    augment = values["augment"]
+    if "jitter_scale" in augment:
+        augment["jitter_scale"] = tuple(sorted(augment["jitter_scale"]))
+    if augment.get("plain_last") == 1:
+        augment |= {"mosaic_probability": 0.0, "mixup_probability": 0.0}
+    _reconcile_training(values["train"])
+    return values
+
+
+def _reconcile_training(train):
+    shape, kind = train.get("schedule", "cosine"), train.get("optimizer", "sgd")
+    if shape == "multistep":
+        train |= {
+            "warmup": 0.1,
+            "milestones": tuple(m for m in train.get("milestones", ()) if 0.1 < m < 1) or (0.5,),
+        }
+    if shape != "constant" and train.get("warmup") == 1:
+        train["warmup"] = 0.5
+    if shape == "exponential":
+        train["final_rate"] = train.get("final_rate") or 0.5
+    if shape in ("multistep", "constant"):
+        train["final_rate"] = 0.0
+    if shape != "polynomial":
+        train["power"] = 1.0
+    if kind == "sgd":
+        train |= {"square_momentum": 0.0, "epsilon": 1e-7}
+    for name in ("momentum", "square_momentum") if kind != "sgd" else ():
+        train[name] = min(train.get(name, 0.0), 0.99)
+    if 0 < train.get("steps", 0) < train.get("accumulate", 1):
+        train["accumulate"] = 1
+    for group in train.get("freeze", ()):
+        train[f"{group}_rate"] = 1.0
+    if "backbone" in train.get("freeze", ()):
+        train["freeze_batch_norm"] = True
+
+
 def test_dual_path_needs_the_padding_that_its_rows_are_taken_by():
     with pytest.raises(ConfigError, match=r"model\.dual_path takes the rows and columns that model\.padding=same"):
         configs.load_config(None, ["model.padding=symmetric", "model.dual_path=true"])
@@ -341,16 +482,7 @@ def test_dual_path_needs_the_padding_that_its_rows_are_taken_by():
 @settings(max_examples=60, deadline=None)
 @given(sections())
 def test_dump_and_load_is_the_identity(values):
-    if values["loss"].get("classification") == "focal":
-        values["loss"]["min_negatives"] = 0
-    if values["loss"].get("classification") in ("sigmoid", "focal"):
-        values["model"]["background_columns"] = 1
-    if values["model"].get("preprocessing") == "custom":
-        values["model"]["input_mean"] = (1.0, 2.0, 3.0)
-    if values["model"].get("heads") == "shared":
-        values["model"]["last_head"] = "same"
-    if values["model"].get("dual_path"):
-        values["model"]["padding"] = "same"
+    values = reconciled(values)
     config = configs.from_dict(values, "values")
     assert all(read(config, f"{s}.{n}") == value for s, leaves in values.items() for n, value in leaves.items())
     dumped = json.loads(json.dumps(configs.to_dict(config), allow_nan=False))
@@ -362,8 +494,14 @@ def test_dump_and_load_is_the_identity(values):
 def test_dumped_leaf_read_as_override_is_the_leaf(data):
     key = data.draw(st.sampled_from([key for key, leaf in LEAVES.items() if leaf.type is not str]))
     value = data.draw(values_of(LEAVES[key]))
-    text = json.dumps(value)
-    assert read(configs.load_config(None, [f"{key}={text}"]), key) == value
+    section, name = key.split(".")
+    values = reconciled({section: {name: value}})
+    assume(values[section][name] == value)
+    leaves = {f"{part}.{leaf}": value for part, table in values.items() for leaf, value in table.items()}
+    overrides = [
+        f"{leaf}={value if isinstance(value, str) else json.dumps(value)}" for leaf, value in leaves.items()
+    ]
+    assert read(configs.load_config(None, overrides), key) == value
 
 
 @pytest.mark.parametrize(
@@ -386,6 +524,16 @@ def test_focal_loss_mines_nothing():
         configs.load_config(None, ["loss.classification=focal", "loss.min_negatives=3"])
 
 
+def as_toml(override):
+    """The line of a recipe that says what an override does."""
+    key, _, value = override.partition("=")
+    if key == "train.freeze":
+        return f"{key} = {value.split(',')}"
+    if key in ("train.milestones", "loss.class_weights") and "[" not in value:
+        return f"{key} = [{value}]"
+    return f"{key} = {value if value[0].isdigit() or value in ('true', 'false', '[]') else repr(value)}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -401,18 +549,126 @@ def test_focal_loss_mines_nothing():
             ["model.heads=shared", "model.last_head=conv1x1"],
             "model.last_head: shared heads are the same on every level",
         ),
+        (
+            ["model.num_classes=3", "loss.class_weights=1,2"],
+            "loss.class_weights has 2 entries for 3 classes, it needs one for each",
+        ),
+        (
+            ["augment.plain_last=1", "augment.mosaic_probability=0.5"],
+            "augment.mosaic_probability: augment.plain_last=1 leaves no step to it",
+        ),
+        (
+            ["augment.plain_last=1", "augment.mixup_probability=0.1"],
+            "augment.mixup_probability: augment.plain_last=1 leaves no step to it",
+        ),
+        (
+            ["train.schedule=multistep", "train.milestones=[]"],
+            "train.schedule=multistep needs train.milestones",
+        ),
+        (
+            ["train.schedule=multistep", "train.warmup=0.7"],
+            "train.milestones: 0.666667 is not after the warm-up, train.warmup=0.7",
+        ),
+        (
+            ["train.schedule=multistep", "train.milestones=0.05,0.5"],
+            "train.milestones: 0.05 is not after the warm-up, train.warmup=0.05",
+        ),
+        (
+            ["train.schedule=multistep", "train.milestones=0.5,1"],
+            "train.milestones: 1 is the end of the training, nothing is left to learn at a lower rate",
+        ),
+        (
+            ["train.schedule=multistep", "train.final_rate=0.1"],
+            "train.final_rate: train.schedule=multistep does not end at a rate of its own",
+        ),
+        (
+            ["train.schedule=constant", "train.final_rate=0.1"],
+            "train.final_rate: train.schedule=constant does not end at a rate of its own",
+        ),
+        (
+            ["train.optimizer=adam", "train.momentum=1"],
+            "train.momentum=1: it is beta_1 of train.optimizer=adam, which would divide by 0",
+        ),
+        (
+            ["train.optimizer=adamw", "train.momentum=1"],
+            "train.momentum=1: it is beta_1 of train.optimizer=adamw, which would divide by 0",
+        ),
+        (["train.accumulate=8", "train.steps=7"], "train.accumulate=8: train.steps=7 would make no update"),
+        (
+            ["train.freeze=heads,extras", "train.extras_rate=0.1"],
+            "train.extras_rate: train.freeze holds extras, which does not learn",
+        ),
+        (
+            ["train.freeze=backbone", "train.freeze_batch_norm=false"],
+            "train.freeze_batch_norm=false: train.freeze holds backbone, and its batch norms with it",
+        ),
     ],
 )
 def test_leaves_that_contradict_each_other(tmp_path, overrides, message):
     assert refused(*overrides) == message
-    lines = []
-    for override in overrides:
-        section, name, value = override.replace("=", ".").split(".")
-        lines.append(f"{section}.{name} = {value if value.isdigit() else repr(value)}")
-    recipe = write_recipe(tmp_path, "\n".join(lines))
+    recipe = write_recipe(tmp_path, "\n".join(map(as_toml, overrides)))
     assert refused(recipe=recipe) == f"{recipe}: {message}"
     for override in overrides:
-        assert read(configs.load_config(None, [override]), override.partition("=")[0])  # alone each is fine
+        assert configs.load_config(None, [override]) != configs.Config()  # alone each is fine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.warmup=1"], "train.warmup=1 leaves no step to train.schedule=cosine"),
+        (
+            ["train.schedule=exponential"],
+            "train.schedule=exponential needs train.final_rate above 0, which it ends at (for example 0.01)",
+        ),
+        (["train.power=2"], "train.power is for train.schedule=polynomial, this one is cosine"),
+        (["train.square_momentum=0.9"], "train.square_momentum: train.optimizer=sgd has none"),
+        (["train.epsilon=1"], "train.epsilon: train.optimizer=sgd has none"),
+        (
+            ["train.square_momentum=1", "train.optimizer=rmsprop"],
+            "train.square_momentum=1: train.optimizer=rmsprop would never see a gradient's size",
+        ),
+        (
+            ["train.freeze=backbone,neck,extras,heads"],
+            "train.freeze holds every group of layers: nothing would learn",
+        ),
+        (
+            ["augment.jitter_scale=1.5,0.5"],
+            "augment.jitter_scale: 1.5 is more than 0.5: the smallest scale comes first",
+        ),
+    ],
+)
+def test_settings_that_nothing_would_obey(tmp_path, overrides, message):
+    assert refused(*overrides) == message
+    recipe = write_recipe(tmp_path, "[train]\nseed = 1\n")
+    assert refused(*overrides, recipe=recipe) == message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.schedule=constant", "train.warmup=1"],  # a rate that grows to the end
+        ["train.schedule=exponential", "train.final_rate=0.01"],
+        ["train.schedule=polynomial", "train.power=0.9", "train.final_rate=0.1"],
+        ["train.schedule=multistep", "train.warmup=0", "train.milestones=0.001,0.999"],
+        ["train.milestones=0.01,1"],  # of no use to "cosine", and no harm
+        ["train.momentum=1"],
+        ["train.optimizer=rmsprop", "train.momentum=1", "train.epsilon=1", "train.square_momentum=0.9"],
+        ["train.optimizer=adam", "train.momentum=0", "train.square_momentum=0"],
+        ["train.freeze=backbone,neck,extras"],
+        ["train.freeze=backbone", "train.freeze_to=extra_1"],
+        ["train.freeze=extras", "train.freeze_batch_norm=false", "train.backbone_rate=0.1"],
+        ["train.accumulate=8", "train.steps=8"],
+        ["train.accumulate=8", "train.epochs=1"],
+        ["augment.plain_last=1"],
+        ["augment.plain_last=0.99", "augment.mosaic_probability=1", "augment.mixup_probability=1"],
+        ["augment.jitter_scale=1,1", "augment.jitter_probability=1"],
+    ],
+)
+def test_settings_that_go_together(overrides):
+    config = configs.load_config(None, overrides)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        assert read(config, key) == check(key, LEAVES[key], configs.settings.parse(key, LEAVES[key].type, value))
 
 
 def test_padding_of_minus_one_is_tensorflows_same():

@@ -22,9 +22,10 @@ def path(tmp_path):
     return runs.start_run(tmp_path / "run", CONFIG, LABELS, 8).path
 
 
-def save(path, step, best=False, keep_last=2, text="weights"):
+def save(path, step, best=False, keep_last=2, text="weights", files=("a.bin",)):
     def write(directory):
-        (directory / "a.bin").write_text(f"{text} {step}")
+        for name in files:
+            (directory / name).write_text(f"{text} {step}")
 
     runs.save_checkpoint(path, step, write, {"metric": step / 10}, keep_last)
     if best:
@@ -35,8 +36,8 @@ def names(path):
     return sorted(entry.name for entry in path.glob("step-*"))
 
 
-def damage(path, step):
-    (path / runs.step_name(step) / "a.bin").write_text("something else")
+def damage(path, step, name="a.bin"):
+    (path / runs.step_name(step) / name).write_text("something else")
 
 
 def test_a_new_run_holds_config_and_classes(path):
@@ -77,15 +78,91 @@ def test_keep_last(path):
 
 def test_best_is_kept(path):
     save(path, 1)
-    save(path, 2, best=True)
+    save(path, 2, best=True, files=(runs.WEIGHTS,))
     for step in range(3, 7):
         save(path, step)
     assert names(path) == ["step-00000002", "step-00000005", "step-00000006"]
     assert runs.find_checkpoint(path, "best").state["step"] == 2
-    save(path, 7, best=True)
+    save(path, 7, best=True, files=(runs.WEIGHTS,))
     save(path, 8)
     assert names(path) == ["step-00000007", "step-00000008"]
     assert runs.find_checkpoint(path, "best").state["step"] == 7
+
+
+BOTH = (runs.WEIGHTS, runs.AVERAGE)
+
+
+def test_a_checkpoint_shows_its_average_where_it_has_one(path):
+    save(path, 1, files=(runs.WEIGHTS,))
+    save(path, 2, files=BOTH)
+    assert runs.find_checkpoint(path, "step-1").weights == runs.WEIGHTS
+    assert runs.find_checkpoint(path, "step-2").weights == runs.AVERAGE
+    assert runs.find_checkpoint(path).weights == runs.AVERAGE
+    damage(path, 2, runs.AVERAGE)
+    assert runs.find_checkpoint(path).weights == runs.WEIGHTS  # of the one before
+
+
+@pytest.mark.parametrize("weights", BOTH)
+def test_the_best_shows_the_weights_that_had_the_score(path, weights):
+    save(path, 1, files=BOTH)
+    best = runs.mark_best(path, 1, "voc07", 0.5, weights)
+    assert best == {"checkpoint": "step-00000001", "metric": "voc07", "value": 0.5, "weights": weights}
+    assert runs.read_best(path) == best
+    assert runs.find_checkpoint(path, "best").weights == weights
+    assert runs.find_checkpoint(path).weights == runs.AVERAGE  # as the latest it shows the usual
+
+
+def write_best(path, **changes):
+    best = {"checkpoint": "step-00000001", "metric": "voc07", "value": 0.5, **changes}
+    (path / runs.BEST).write_text(json.dumps(best))
+
+
+def test_best_of_a_run_from_before_there_were_averages(path):
+    save(path, 1, files=(runs.WEIGHTS,))
+    write_best(path)
+    assert runs.read_best(path)["weights"] == runs.WEIGHTS
+    assert runs.find_checkpoint(path, "best").weights == runs.WEIGHTS
+    save(path, 2, files=(runs.WEIGHTS,), keep_last=1)
+    assert names(path) == ["step-00000001", "step-00000002"]  # and it is kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": "../../other/model.weights.h5"},
+        {"weights": "optimizer.npz"},
+        {"weights": ""},
+        {"weights": None},
+        {"weights": ["model.weights.h5"]},
+        {"weights": {"model.weights.h5": 1}},
+        {"checkpoint": "../step-00000001"},
+        {"checkpoint": None},
+        {"value": 1.5},
+        {"value": True},
+        {"value": "0.5"},
+    ],
+)
+def test_hostile_best_is_refused(path, changes):
+    save(path, 1, files=BOTH)
+    write_best(path, **changes)
+    with pytest.raises(DataError, match=r"^not a pointer to a checkpoint: .*BEST$"):
+        runs.find_checkpoint(path, "best")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"step-00000001"', "{}"])
+def test_best_that_is_no_object_is_refused(path, content):
+    save(path, 1, files=BOTH)
+    (path / runs.BEST).write_text(content)
+    with pytest.raises(DataError, match=r"BEST|no checkpoint best"):
+        runs.find_checkpoint(path, "best")
+
+
+def test_best_of_weights_that_the_checkpoint_has_not(path):
+    save(path, 1, files=(runs.WEIGHTS,))
+    write_best(path, weights=runs.AVERAGE)
+    with pytest.raises(DataError, match=r"^checkpoint step-00000001 has no average\.weights\.h5: .*run$"):
+        runs.find_checkpoint(path, "best")
+    assert runs.find_checkpoint(path).weights == runs.WEIGHTS
 
 
 def test_order_is_that_of_numbers(path):

@@ -10,7 +10,7 @@ import numpy as np
 from ssd_tf.api.weights import load_extractor
 from ssd_tf.boxes import anchors as anchor_boxes
 from ssd_tf.errors import ConfigError
-from ssd_tf.models import detector, registry
+from ssd_tf.models import detector, freezing, registry
 from ssd_tf.models.extractor import check_weights, feature_extractor
 from ssd_tf.pretrained import importers
 from ssd_tf.training import losses
@@ -72,12 +72,16 @@ def check(config, load_weights=True):
       load_weights: whether model.weights is going to be read.
 
     Raises:
-      ConfigError: the parts of the network do not fit together. DataError: there is no such weights file.
+      ConfigError: the parts of the network do not fit together, or cannot be frozen as asked for.
+      DataError: there is no such weights file.
     """
     if load_weights:
         importers.find_importer(config.model)
         check_weights(config.model)
-    build_anchors(config)
+    extractor = feature_extractor(config.model, load_weights=False)
+    freezing.check(extractor, config.train)
+    sizes = map_sizes(extractor)
+    _anchors(config, _anchor_spec(config, sizes), sizes)
 
 
 def build_model(config):

@@ -5,12 +5,13 @@ import warnings
 
 import keras
 
-from ssd_tf import config as configs
 from ssd_tf import fileio, runs
-from ssd_tf.api import build, dataset, reports, start
+from ssd_tf.api import build, clock, reports, start
 from ssd_tf.data import anchor_fit, pipeline
+from ssd_tf.errors import ConfigError
 from ssd_tf.records import reader
 from ssd_tf.training import devices, trainer
+from ssd_tf.training import team as teams
 from ssd_tf.training.losses import make_losses
 
 
@@ -51,52 +52,81 @@ def train(
     """
     origin = start.open_origin(init_from, run_dir, write_line) if init_from else None
     config = start.make_config(config, init_from, run_dir, overrides)
-    build.check(config, load_weights=runs.latest_name(run_dir) is None)
+    if config.train.early_stopping and not val:
+        raise ConfigError("train.early_stopping needs validation: give --val")
+    devices.let_memory_grow()
+    team = teams.form(config.train)
+    build.check(config, load_weights=team.is_chief and runs.latest_name(run_dir) is None)
     records = reader.open_records(train, skip_corrupt_records)
     val_records = reader.open_records(val, skip_corrupt_records) if val else None
     _check_records(records, val_records, write_line)
-    config = resolve(config, records)
-    fileio.make_directory(run_dir)
-    devices.let_memory_grow()
-    with fileio.directory_lock(run_dir), devices.refusals(config):
-        run = runs.start_run(run_dir, config, records.label_map, records.num_examples + records.num_lost)
-        for name in runs.remove_leftovers(run.path):
-            write_line(f"removed {name}, which an interrupted write left behind")
-        last = runs.find_checkpoint(run.path)
-        keras.utils.set_random_seed(config.train.seed)
+    with devices.refusals(config):
         beyond_reach = devices.make_deterministic() if deterministic else []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            detector = build.build(config, load_weights=last is None, precision=config.train.precision)
-        if last is None:
-            start.prepare(detector, config, records, origin, run.path, write_line)
-        losses = make_losses(config.loss, detector.anchors)
-        trainer.compile_detector(detector.model, losses, config.train, deterministic)
-        lines = [
-            *_start_lines(config, detector.model, records, init_from, deterministic),
-            *(str(w.message) for w in caught),
-            *beyond_reach,
-        ]
-        for line in lines:
-            write_line(line)
-        if check_anchors:
-            for line in anchor_fit.describe(records, detector.anchors, config):
+        config = clock.resolve(config, records, val_records, run_dir, deterministic, write_line)
+        if not team.is_chief:
+            return {"run_dir": str(run_dir), **_follow(config, records, team, deterministic, write_line)}
+        fileio.make_directory(run_dir)
+        with fileio.directory_lock(run_dir):
+            run = runs.start_run(run_dir, config, records.label_map, records.num_examples + records.num_lost)
+            for name in runs.remove_leftovers(run.path):
+                write_line(f"removed {name}, which an interrupted write left behind")
+            last = runs.find_checkpoint(run.path)
+            detector, remarks = _build(config, last is None, team)
+            if last is None:
+                start.prepare(detector, config, records, origin, run.path, write_line)
+            _compile(detector, config, deterministic, team)
+            lines = _start_lines(config, detector.model, records, init_from, deterministic, team)
+            for line in (*lines, *remarks, *beyond_reach):
                 write_line(line)
-        validation = reports.Validation(detector, run, val_records) if val_records else None
-        with reader.record_errors(records):
-            result = trainer.train(
-                detector.model,
-                lambda done: pipeline.training_stream(records, detector.anchors, config, done),
-                run,
-                validation,
-                write_line,
-                reports.make_hooks(run, validation, write_line),
-                last,
-                lambda step: pipeline.read_batch_ids(records, config, step),
-                deterministic,
-            )
-        reports.finish(run, result["step"], records, detector.anchors, validation, write_line)
+            if check_anchors:
+                for line in anchor_fit.describe(records, detector.anchors, config):
+                    write_line(line)
+            validation = reports.Validation(detector, run, val_records) if val_records else None
+            with reader.record_errors(records):
+                result = trainer.train(
+                    detector.model,
+                    _stream_maker(records, detector, config, team),
+                    run,
+                    validation,
+                    write_line,
+                    reports.make_hooks(run, validation, write_line),
+                    last,
+                    lambda step: pipeline.read_batch_ids(records, config, step),
+                    deterministic,
+                    team,
+                )
+            reports.finish(run, result["step"], records, detector.anchors, validation, write_line)
     return {"run_dir": str(run_dir), **result}
+
+
+def _build(config, load_weights, team):
+    """The detector, and what was remarked while it was built."""
+    keras.utils.set_random_seed(config.train.seed)
+    with warnings.catch_warnings(record=True) as caught, team.scope():
+        warnings.simplefilter("always", UserWarning)
+        detector = build.build(config, load_weights, config.train.precision)
+    return detector, [str(warning.message) for warning in caught]
+
+
+def _compile(detector, config, deterministic, team):
+    losses = make_losses(config.loss, detector.anchors)
+    trainer.compile_detector(detector.model, losses, config.train, deterministic, team)
+
+
+def _stream_maker(records, detector, config, team):
+    return lambda done: pipeline.training_stream(
+        records, detector.anchors, config, done, team.worker, team.num_workers
+    )
+
+
+def _follow(config, records, team, deterministic, write_line):
+    """Trains as a worker that is not the chief: it takes the chief's weights, and writes nothing."""
+    detector, _ = _build(config, False, team)
+    _compile(detector, config, deterministic, team)
+    write_line(team.describe())
+    with reader.record_errors(records):
+        step = trainer.follow(detector.model, _stream_maker(records, detector, config, team), config, team)
+    return {"step": step, "resumed_from": None, "best_metric": None, "loss": None}
 
 
 def _check_records(records, val_records, write_line):
@@ -107,13 +137,10 @@ def _check_records(records, val_records, write_line):
         write_line(note)
 
 
-def resolve(config, records):
-    """Returns `config` with what the records decide: number of classes, steps."""
-    return configs.resolve_steps(dataset.with_classes(config, records), records.num_examples)
-
-
-def _start_lines(config, model, records, init_from, deterministic):
+def _start_lines(config, model, records, init_from, deterministic, team):
     settings = config.train
+    if team.strategy:
+        yield team.describe()
     epochs = settings.steps * settings.batch_size / records.num_examples
     yield (
         f"{config.model.backbone} {config.model.image_size[1]}x{config.model.image_size[0]}, "

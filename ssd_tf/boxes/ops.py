@@ -189,11 +189,6 @@ def flip_vertically(boxes, xp=np):
     return xp.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], axis=-1)
 
 
-def turn(boxes, xp=np):
-    """Returns normalised boxes after a quarter turn to the left (numpy.rot90), which exchanges height and width."""
-    return xp.stack([1 - boxes[..., 3], boxes[..., 0], 1 - boxes[..., 1], boxes[..., 2]], axis=-1)
-
-
 def rescale(boxes, window, xp=np):
     """Returns boxes in the coordinates of a window: its corners become (0, 0) and (1, 1).
 

@@ -23,7 +23,7 @@ from ssd_tf.boxes import ops
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
 _FROM_YIQ = np.linalg.inv(_YIQ).astype(np.float32)
 _MAX_ASPECT = 2.0  # caffe's batch sampler: width / height of a crop in 1/2..2 before it is limited by its scale
-NUM_COLOR, NUM_MIRROR, NUM_TURN = 8, 2, 2  # uniform numbers that a draw takes
+NUM_COLOR, NUM_POSE = 8, 4  # uniform numbers that a draw takes
 _NUM_EXPAND, _NUM_PICK, _NUM_JITTER = 4, 2, 4
 
 
@@ -38,6 +38,19 @@ class Placement:
 
     source: tf.Tensor
     target: tf.Tensor
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a finished picture is turned over: first its axes are exchanged, then it is mirrored.
+
+    Attributes:
+      transposed, flipped, flipped_vertically: bool scalars; a quarter turn is an exchange and one mirroring.
+    """
+
+    transposed: tf.Tensor
+    flipped: tf.Tensor
+    flipped_vertically: tf.Tensor
 
 
 def augment(sample, ignore, seed, image_size, settings, resize_rule):
@@ -56,110 +69,101 @@ def augment(sample, ignore, seed, image_size, settings, resize_rule):
       centre left the view are gone, ignore boxes stay while any part is visible; boxes are clipped.
     """
     num_windows = len(settings.crop_min_iou) + 1
-    counts = [NUM_COLOR, _NUM_EXPAND, num_windows * settings.crop_trials * 4, _NUM_PICK]
-    counts += [NUM_MIRROR, NUM_TURN, _NUM_JITTER]
-    uniforms = tf.random.stateless_uniform([sum(counts)], seed)
-    color, expand, crop, pick, mirror, turn, jitter = tf.split(uniforms, counts)
-    turns = draw_turns(turn, settings)
-    sample = turned(sample, turns)
+    counts = [NUM_COLOR, _NUM_EXPAND, num_windows * settings.crop_trials * 4, _NUM_PICK, NUM_POSE, _NUM_JITTER]
+    color, expand, crop, pick, orient, jitter = tf.split(tf.random.stateless_uniform([sum(counts)], seed), counts)
+    pose = draw_pose(orient, settings)
+    canvas = size_before(image_size, pose)
     window = tf.cond(
         jitter[0] < settings.jitter_probability,
-        lambda: jittered_window(jitter[1:], sample["height"], sample["width"], turns, settings),
+        lambda: jittered_window(jitter[1:], upright_sides(sample, pose), settings),
         lambda: draw_window(sample["boxes"], ignore, settings, expand, crop, pick),
     )
-    placement = place(window, sample["height"], sample["width"], image_size)
+    placement = place(window, sample["height"], sample["width"], canvas)
     matrix, shift = draw_color(color, settings)
-    image = render(sample, turns, placement, image_size, resize_rule, matrix, shift)
-    boxes, kept = move_boxes(sample, ignore, placement, image_size)
-    image, boxes = mirror_randomly(image, boxes, mirror, settings)
+    image = render(sample["image"], placement, canvas, resize_rule, matrix, shift)
+    boxes, kept = move_boxes(sample, ignore, placement, canvas)
+    image, boxes = turn_over(image, boxes, pose)
+    image = tf.ensure_shape(image, [*image_size, 3])
     return image, boxes, tf.boolean_mask(sample["classes"], kept), tf.boolean_mask(ignore, kept)
 
 
-def draw_turns(uniforms, settings):
-    """Draws by how many quarters an image is turned.
+def draw_pose(uniforms, settings):
+    """Draws how a picture is turned and mirrored.
 
     Args:
-      uniforms: float32 [2] in [0, 1).
+      uniforms: float32 [4] in [0, 1).
       settings: config.AugmentConfig.
 
     Returns:
-      int32 scalar, 0, 1 or 3 quarters to the left; None where the recipe turns nothing.
+      Pose.
     """
-    if not settings.rotate_probability:
-        return None
-    return tf.where(uniforms[0] < settings.rotate_probability, tf.where(uniforms[1] < 0.5, 1, 3), 0)
+    flipped = uniforms[0] < settings.flip_probability
+    flipped_vertically = uniforms[1] < settings.vertical_flip_probability
+    turned, left = uniforms[2] < settings.rotate_probability, uniforms[3] < 0.5
+    return Pose(turned, flipped ^ (turned & ~left), flipped_vertically ^ (turned & left))
 
 
-def turned(sample, turns):
-    """Returns a sample with height, width and boxes as they are after the turns; its image stays encoded."""
-    if turns is None:
-        return sample
-    height, width, boxes = sample["height"], sample["width"], sample["boxes"]
-    height, width = tf.where(turns > 0, width, height), tf.where(turns > 0, height, width)
-    boxes = tf.switch_case(
-        turns // 2 + turns % 2,  # 0, 1 and 3 become 0, 1 and 2
-        [lambda: boxes, lambda: ops.turn(boxes, tnp), lambda: ops.turn(ops.turn(ops.turn(boxes, tnp), tnp), tnp)],
-    )
-    return {**sample, "height": height, "width": width, "boxes": boxes}
+def size_before(size, pose):
+    """Returns the (height, width) that a picture must have to have `size` when it has been turned over."""
+    size = tf.convert_to_tensor(size)
+    return tf.where(pose.transposed, size[::-1], size)
 
 
-def jittered_window(uniforms, height, width, turns, settings):
-    """Draws a window of one scale in both directions (large-scale jitter, arXiv 2012.07177).
-
-    Args:
-      uniforms: float32 [3] in [0, 1).
-      height, width: int32 scalars, pixels of the turned image.
-      turns: see draw_turns.
-      settings: config.AugmentConfig.
-
-    Returns:
-      float32 [4], yxyx in units of the image; reaches beyond [0, 1] where the image gets smaller. An image that is
-      squeezed into the canvas is squeezed in the same direction after a turn.
-    """
-    low, high = settings.jitter_scale
-    sides = upright_shape(height, width, turns) / (low + uniforms[0] * (high - low))
-    corner = uniforms[1:] * (1.0 - sides)
-    return tf.concat([corner, corner + sides], 0)
-
-
-def upright_shape(height, width, turns):
-    """Returns the sides of the window of area 1 that shows objects in the shape they have in an unturned image.
-
-    Args:
-      height, width: int32 scalars, pixels of the turned image.
-      turns: see draw_turns.
-
-    Returns:
-      float32 [2], (height, width) in units of the image.
-    """
-    if turns is None:
-        return tf.ones([2])
-    aspect = tf.cast(height, tf.float32) / tf.cast(width, tf.float32)
-    return tf.where(turns > 0, tf.stack([1.0 / aspect, aspect]), 1.0)
-
-
-def mirror_randomly(image, boxes, uniforms, settings):
-    """Mirrors left to right and top to bottom, each with its probability.
+def turn_over(image, boxes, pose):
+    """Turns and mirrors pixels and boxes.
 
     Args:
       image: uint8 [H, W, 3].
       boxes: float32 [N, 4], yxyx normalised.
-      uniforms: float32 [2] in [0, 1).
+      pose: Pose.
+
+    Returns:
+      (uint8 [H, W, 3] or [W, H, 3], float32 [N, 4]).
+    """
+    image, boxes = tf.cond(
+        pose.transposed,
+        lambda: (tf.transpose(image, [1, 0, 2]), ops.yxyx_to_xyxy(boxes, tnp)),
+        lambda: (image, boxes),
+    )
+    image, boxes = tf.cond(
+        pose.flipped, lambda: (tf.reverse(image, [1]), ops.flip(boxes, tnp)), lambda: (image, boxes)
+    )
+    return tf.cond(
+        pose.flipped_vertically,
+        lambda: (tf.reverse(image, [0]), ops.flip_vertically(boxes, tnp)),
+        lambda: (image, boxes),
+    )
+
+
+def upright_sides(sample, pose):
+    """Returns the sides of the window of area 1 whose objects are squeezed as those of an unturned image are.
+
+    Args:
+      sample: dict with height and width.
+      pose: Pose.
+
+    Returns:
+      float32 [2], (height, width) in units of the image.
+    """
+    aspect = tf.cast(sample["width"], tf.float32) / tf.cast(sample["height"], tf.float32)
+    return tf.where(pose.transposed, tf.stack([aspect, 1.0 / aspect]), 1.0)
+
+
+def jittered_window(uniforms, sides, settings):
+    """Draws a window of a given shape (large-scale jitter, arXiv 2012.07177).
+
+    Args:
+      uniforms: float32 [3] in [0, 1).
+      sides: float32 [2], (height, width) at scale 1 in units of the image: see upright_sides.
       settings: config.AugmentConfig.
 
     Returns:
-      (image, boxes).
+      float32 [4], yxyx in units of the image; reaches beyond [0, 1] where the image gets smaller.
     """
-    image, boxes = _mirror(image, boxes, 1, uniforms[0] < settings.flip_probability, ops.flip)
-    if not settings.vertical_flip_probability:
-        return image, boxes
-    return _mirror(image, boxes, 0, uniforms[1] < settings.vertical_flip_probability, ops.flip_vertically)
-
-
-def _mirror(image, boxes, axis, mirrored, move):
-    return tf.cond(
-        mirrored, lambda: (tf.reverse(image, [axis]), move(boxes, tnp)), lambda: (image, boxes)
-    )
+    low, high = settings.jitter_scale
+    sides = sides / (low + uniforms[0] * (high - low))
+    corner = uniforms[1:] * (1.0 - sides)
+    return tf.concat([corner, corner + sides], 0)
 
 
 def draw_window(boxes, ignore, settings, expand, crop, pick):
@@ -286,27 +290,25 @@ def draw_color(uniforms, settings):
     return matrix, contrast * brightness
 
 
-def render(sample, turns, placement, image_size, resize_rule, matrix, shift):
+def render(encoded, placement, image_size, resize_rule, matrix, shift):
     """Decodes what is visible and puts it on the canvas.
 
     Args:
-      sample: dict with image (string scalar, JPEG or PNG bytes), and height and width after the turns.
-      turns: see draw_turns.
+      encoded: string scalar, JPEG or PNG bytes.
       placement: Placement.
-      image_size: (height, width) of the canvas.
+      image_size: (height, width) of the canvas; ints or int32 tensor.
       resize_rule: see images.resize.
       matrix, shift: see draw_color.
 
     Returns:
       uint8 [H, W, 3], RGB; the rest of the canvas is the mean colour.
     """
-    part = paint(sample, turns, placement, resize_rule, matrix, shift)
+    part = paint(encoded, placement, resize_rule, matrix, shift)
     whole = tf.reduce_all(placement.target[2:] == image_size)
-    image = tf.cond(whole, lambda: part, lambda: _pad(part, placement.target, image_size))
-    return tf.ensure_shape(image, [*image_size, 3])
+    return tf.cond(whole, lambda: part, lambda: _pad(part, placement.target, image_size))
 
 
-def paint(sample, turns, placement, resize_rule, matrix, shift):
+def paint(encoded, placement, resize_rule, matrix, shift):
     """Decodes what is visible, in the size that it has on the canvas.
 
     Args: as render.
@@ -314,7 +316,7 @@ def paint(sample, turns, placement, resize_rule, matrix, shift):
     Returns:
       uint8 [h, w, 3], RGB, of the placement's target.
     """
-    part = _decode_turned(sample, turns, placement.source)
+    part = images.decode_window(encoded, placement.source)
     part = images.resize(part, placement.target[2:], resize_rule)
     if matrix is None:
         return images.to_uint8(part)
@@ -322,27 +324,13 @@ def paint(sample, turns, placement, resize_rule, matrix, shift):
     return tf.reshape(tf.saturate_cast(colors, tf.uint8), tf.shape(part))
 
 
-def _decode_turned(sample, turns, window):
-    """The pixels of a window of the turned image: those of the stored one, turned."""
-    if turns is None:
-        return images.decode_window(sample["image"], window)
-    top, left, height, width = tf.unstack(window)
-    right, below = sample["width"] - left - width, sample["height"] - top - height
-    window = tf.switch_case(
-        turns // 2 + turns % 2,
-        [
-            lambda: window,
-            lambda: tf.stack([left, below, width, height]),
-            lambda: tf.stack([right, top, width, height]),
-        ],
-    )
-    return tf.image.rot90(images.decode_window(sample["image"], window), turns)
-
-
 def _pad(part, target, image_size):
-    """Surrounds uint8 pixels with the mean colour: rows and columns cut from one constant picture of it."""
-    mean = tf.constant(np.broadcast_to(np.uint8(images.RGB_MEAN), (*image_size, 3)))
+    """Surrounds uint8 pixels with the mean colour."""
     top, left, height, width = tf.unstack(target)
-    below, right = image_size[0] - top - height, image_size[1] - left - width
-    middle = tf.concat([mean[:height, :left], part, mean[:height, :right]], axis=1)
-    return tf.concat([mean[:top], middle, mean[:below]], axis=0)
+    right, below = image_size[1] - left - width, image_size[0] - top - height
+    middle = tf.concat([_mean_pixels(height, left), part, _mean_pixels(height, right)], axis=1)
+    return tf.concat([_mean_pixels(top, image_size[1]), middle, _mean_pixels(below, image_size[1])], axis=0)
+
+
+def _mean_pixels(height, width):
+    return tf.broadcast_to(tf.constant(images.RGB_MEAN, tf.uint8), tf.stack([height, width, 3]))

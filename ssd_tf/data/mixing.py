@@ -8,8 +8,8 @@ from ssd_tf.data import augment
 
 NUM_IMAGES = 4  # of a mosaic
 _CENTRE = 0.25, 0.75  # where a mosaic's four images meet, as a fraction of the canvas
-_NUM_WINDOW = 3  # uniform numbers
-_SHARES = (augment.NUM_COLOR, _NUM_WINDOW, augment.NUM_MIRROR, augment.NUM_TURN)
+_SHARES = (augment.NUM_COLOR, 3, augment.NUM_POSE)  # uniform numbers of a part: colours, window, pose
+_fold_in = tf.random.experimental.stateless_fold_in
 
 
 def mix(parts, may_mix, image_size, settings, resize_rule):
@@ -28,17 +28,15 @@ def mix(parts, may_mix, image_size, settings, resize_rule):
     """
     style = image_size, settings, resize_rule
     seed = parts[0][2]
-    chosen = tf.random.stateless_uniform([2], tf.random.experimental.stateless_fold_in(seed, 1))
+    choices = tf.random.stateless_uniform([2], _fold_in(seed, 1))
     drawn = tf.cond(
-        may_mix & (chosen[0] < settings.mosaic_probability),
-        lambda: mosaic(parts, tf.random.experimental.stateless_fold_in(seed, 2), *style),
+        may_mix & (choices[0] < settings.mosaic_probability),
+        lambda: mosaic(parts, _fold_in(seed, 2), *style),
         lambda: augment.augment(*parts[0], *style),
     )
-    if not settings.mixup_probability:
-        return drawn
     return tf.cond(
-        may_mix & (chosen[1] < settings.mixup_probability),
-        lambda: mixup(drawn, parts[1], tf.random.experimental.stateless_fold_in(seed, 3), *style),
+        may_mix & (choices[1] < settings.mixup_probability),
+        lambda: mixup(drawn, parts[1], _fold_in(seed, 3), *style),
         lambda: drawn,
     )
 
@@ -61,35 +59,36 @@ def mosaic(parts, seed, image_size, settings, resize_rule):
     shares = tf.split(uniforms[2:], NUM_IMAGES)
     pictures, objects = [], []
     for place, (sample, ignore, _) in enumerate(parts):
-        row, column = divmod(place, 2)
-        corner = centre * tf.constant([row, column], tf.float32)
-        extent = tf.stack([(centre[0], size[0] - centre[0])[row], (centre[1], size[1] - centre[1])[column]])
-        drawn = _draw_part(sample, ignore, tf.split(shares[place], _SHARES), extent, size, settings, resize_rule)
-        window = tf.concat([-corner, size - corner], 0) / tf.tile(extent, [2])  # the canvas, seen from the part
-        pictures.append(drawn[0])
-        objects.append((ops.rescale(drawn[1], window, tnp), *drawn[2:]))
+        beyond = tf.constant(divmod(place, 2)) > 0  # whether the part lies below, or right of, the centre
+        corner, extent = tf.where(beyond, centre, 0.0), tf.where(beyond, size - centre, centre)
+        picture, boxes, *rest = _draw_part(sample, ignore, shares[place], extent, size, settings, resize_rule)
+        canvas = tf.concat([-corner, size - corner], 0) / tf.tile(extent, [2])  # seen from the part
+        pictures.append(picture)
+        objects.append((ops.rescale(boxes, canvas, tnp), *rest))
     image = tf.concat([tf.concat(pictures[:2], 1), tf.concat(pictures[2:], 1)], 0)
-    return tf.ensure_shape(image, [*image_size, 3]), *(tf.concat(column, 0) for column in zip(*objects, strict=True))
+    return tf.ensure_shape(image, [*image_size, 3]), *(
+        tf.concat(column, 0) for column in zip(*objects, strict=True)
+    )
 
 
 def _draw_part(sample, ignore, uniforms, extent, size, settings, resize_rule):
     """One image of a mosaic: as large as alone on the canvas or smaller, cut so that it fills `extent`."""
-    color, place, mirror, turn = uniforms
-    turns = augment.draw_turns(turn, settings)
-    sample = augment.turned(sample, turns)
-    window = _draw_window(place, augment.upright_shape(sample["height"], sample["width"], turns) * extent / size)
+    color, place, orient = tf.split(uniforms, _SHARES)
+    pose = augment.draw_pose(orient, settings)
+    extent, size = augment.size_before(extent, pose), augment.size_before(size, pose)
+    window = _draw_window(place, augment.upright_sides(sample, pose) * extent / size)
     pixels = tf.cast(extent, tf.int32)
     placement = augment.place(window, sample["height"], sample["width"], pixels)
-    image = augment.paint(sample, turns, placement, resize_rule, *augment.draw_color(color, settings))
+    image = augment.paint(sample["image"], placement, resize_rule, *augment.draw_color(color, settings))
     boxes, kept = augment.move_boxes(sample, ignore, placement, pixels)
-    image, boxes = augment.mirror_randomly(image, boxes, mirror, settings)
+    image, boxes = augment.turn_over(image, boxes, pose)
     return image, boxes, tf.boolean_mask(sample["classes"], kept), tf.boolean_mask(ignore, kept)
 
 
 def _draw_window(uniforms, sides):
     """float32 [4] inside [0, 1], of the shape `sides`: from these up to the largest that an image holds."""
     largest = tf.reduce_max(sides)
-    scale = largest + uniforms[0] * (tf.maximum(largest, 1.0) - largest)
+    scale = largest + uniforms[0] * tf.maximum(1.0 - largest, 0.0)
     sides = sides / scale
     corner = uniforms[1:] * (1.0 - sides)
     return tf.concat([corner, corner + sides], 0)
@@ -100,7 +99,7 @@ def mixup(drawn, part, seed, image_size, settings, resize_rule):
 
     Args:
       drawn: what augment.augment returns.
-      part: (sample, ignore, seed) of the second.
+      part: (sample, ignore, seed) of the second; another seed than its own decides how it is drawn.
       seed: int64 [2]; of the shares, and of the second image's augmentation.
       image_size, settings, resize_rule: see mix.
 
@@ -108,8 +107,24 @@ def mixup(drawn, part, seed, image_size, settings, resize_rule):
       as augment.augment.
     """
     second = augment.augment(*part[:2], seed, image_size, settings, resize_rule)
-    weights = tf.random.stateless_gamma([2], seed, settings.mixup_alpha)  # their ratio has a Beta distribution
-    share = weights[0] / tf.reduce_sum(weights)
+    share = draw_share(_fold_in(seed, 1), settings.mixup_alpha)
     blend = share * tf.cast(drawn[0], tf.float32) + (1.0 - share) * tf.cast(second[0], tf.float32)
     objects = (tf.concat(pair, 0) for pair in zip(drawn[1:], second[1:], strict=True))
-    return tf.cast(tf.round(blend), tf.uint8), *objects
+    return tf.cast(blend + 0.5, tf.uint8), *objects  # + 0.5: the cast then rounds
+
+
+def draw_share(seed, alpha):
+    """Draws how much of the first image a mixup shows.
+
+    Args:
+      seed: int64 [2].
+      alpha: float > 0.
+
+    Returns:
+      float32 scalar in [0, 1], of the distribution Beta(alpha, alpha).
+    """
+    # Gamma(alpha) is Gamma(alpha + 1) times a power of a uniform number. Their logarithms are finite, where small
+    # alphas would make both gamma numbers of a ratio 0.
+    gammas = tf.random.stateless_gamma([2], seed, alpha + 1.0)
+    logarithms = tf.math.log(gammas) + tf.math.log1p(-tf.random.stateless_uniform([2], _fold_in(seed, 1))) / alpha
+    return tf.sigmoid(logarithms[0] - logarithms[1])

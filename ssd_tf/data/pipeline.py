@@ -1,33 +1,44 @@
 """Shards to batches.
 
-The order of an epoch is a function of (seed, epoch), an image's augmentation one of (seed, epoch, image):
-so a stream can be continued anywhere by skipping serialized records, before anything is decoded.
+The order of an epoch is a function of (seed, epoch), an image's augmentation one of (seed, epoch, image) and of
+which of its showings in that epoch it is: so a stream can be continued anywhere by skipping serialized records,
+before anything is decoded, and be divided among workers.
 """
 
 import tensorflow as tf
 
 from ssd_tf import images
 from ssd_tf.boxes import matcher
-from ssd_tf.data import augment, mixing, targets
+from ssd_tf.data import augment, balance, mixing, targets
+from ssd_tf.errors import ConfigError
 from ssd_tf.records import reader, schema
 
 _OPEN_SHARDS = 4
+_COPY_BITS = 24  # of a draw's number; those below count epochs
 GROUP = mixing.NUM_IMAGES
 
 
-def training_stream(records, anchors, config, start=0):
+def training_stream(records, anchors, config, start=0, worker=0, num_workers=1):
     """Builds the endless stream of augmented batches.
 
     Args:
       records: records.reader.RecordSet.
       anchors: float32 [A, 4], yxyx normalised.
       config: Config.
-      start: examples already consumed; the stream goes on after them.
+      start: examples already consumed, by all workers together; the stream goes on after them.
+      worker: which of them this is, from 0 on: it has every num_workers-th example, beginning with this one.
+      num_workers: processes that share the stream. Their k-th batches together are the k-th batch of one.
 
     Returns:
       tf.data.Dataset of (uint8 [B, H, W, 3], {"class_logits": int32 [B, A], "box_deltas": float32 [B, A, 5]},
-      float32 [B] weight); every batch is full.
+      float32 [B] weight); every batch is full: B = train.batch_size / num_workers. The weight is that of this
+      worker's batch alone.
+
+    Raises:
+      ConfigError: train.batch_size is no multiple of num_workers.
     """
+    if config.train.batch_size % num_workers:
+        raise ConfigError(f"train.batch_size: {config.train.batch_size} is no multiple of {num_workers} workers")
     num_classes = len(records.label_map)
 
     def prepare(serialized, draw):
@@ -44,12 +55,11 @@ def training_stream(records, anchors, config, start=0):
 
     if config.augment.mosaic_probability or config.augment.mixup_probability:
         last_mixed = round(config.train.steps * (1 - config.augment.plain_last)) * config.train.batch_size
-        examples = _grouped_examples(records, config, start).enumerate(start)
-        dataset = examples.map(prepare_mixed, tf.data.AUTOTUNE, deterministic=True)
+        examples, prepare = _grouped_examples(records, config, start).enumerate(start), prepare_mixed
     else:
         examples = _shuffled_examples(records, config, start)
-        dataset = examples.map(prepare, tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(config.train.batch_size, drop_remainder=True)
+    dataset = examples.shard(num_workers, worker).map(prepare, tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(config.train.batch_size // num_workers, drop_remainder=True)
     return _weighted(dataset, config).prefetch(tf.data.AUTOTUNE)
 
 
@@ -103,22 +113,45 @@ def read_batch_ids(records, config, step):
 
 
 def _shuffled_examples(records, config, start):
-    """(serialized, epoch) of all epochs, from example `start` on."""
+    """(serialized, draw) of all epochs, from example `start` on; no image has the same draw twice."""
     seed = tf.constant(config.train.seed, tf.int64)
-    shards = tf.constant(records.files), tf.constant(records.counts, tf.int64)
-    epochs = tf.data.Dataset.range(start // records.num_examples, tf.int64.max)
-    examples = epochs.flat_map(lambda epoch: _epoch(shards, config.data.shuffle_buffer, seed, epoch))
-    return examples.skip(start % records.num_examples)
+    shards = [tf.constant(records.files), tf.constant(records.counts, tf.int64)]
+    read, (first, done) = _read_once, divmod(start, records.num_examples)
+    if config.data.balance != "none":
+        plan = balance.make_plan(records, config)
+        shards.append(tf.constant(plan.offsets))
+        read, (first, done) = _reader_by(plan), plan.find(start)
+    epochs = tf.data.Dataset.range(first, tf.int64.max)
+    examples = epochs.flat_map(lambda epoch: _epoch(shards, read, config.data.shuffle_buffer, seed, epoch))
+    return examples.skip(done)
 
 
-def _epoch(shards, buffer, seed, epoch):
-    """(serialized, epoch) of one pass, shuffled by (seed, epoch)."""
+def _epoch(shards, read, buffer, seed, epoch):
+    """(serialized, draw) of one pass, shuffled by (seed, epoch)."""
     tf.random.set_seed(1)  # of this traced function alone: the caller's global seed must not change the order
     order = tf.argsort(tf.random.stateless_uniform(tf.shape(shards[0]), [seed, epoch]))
     shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(part, order) for part in shards))
-    records = shards.interleave(reader.shard_records, cycle_length=_OPEN_SHARDS)
-    records = records.shuffle(buffer, seed=seed * 2**32 + epoch, reshuffle_each_iteration=False)
-    return records.map(lambda serialized: (serialized, epoch))
+    examples = shards.interleave(lambda *shard: read(epoch, *shard), cycle_length=_OPEN_SHARDS)
+    return examples.shuffle(buffer, seed=seed * 2**32 + epoch, reshuffle_each_iteration=False)
+
+
+def _read_once(epoch, file, count):
+    """(serialized, epoch) of a shard's records."""
+    return reader.shard_records(file, count).map(lambda serialized: (serialized, epoch))
+
+
+def _reader_by(plan):
+    """Function (epoch, file, count, offset) -> (serialized, draw) of a shard's records as often as a plan says."""
+    rates, phases = tf.constant(plan.rates), tf.constant(plan.phases)
+
+    def read(epoch, file, count, offset):
+        def showings(image, serialized):
+            number = balance.count_showings(tf.gather(rates, image), tf.gather(phases, image), epoch)
+            return tf.data.Dataset.range(number).map(lambda copy: (serialized, epoch + copy * 2**_COPY_BITS))
+
+        return reader.shard_records(file, count).enumerate(offset).flat_map(showings)
+
+    return read
 
 
 def _ignored(sample, config):

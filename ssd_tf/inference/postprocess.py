@@ -1,12 +1,21 @@
-"""From the network's outputs to boxes, scores and classes (SSD paper, section 3); boxes are clipped first."""
+"""From the network's outputs to boxes, scores and classes (SSD paper, section 3); boxes are clipped first.
+
+In keras.ops: on another backend than TensorFlow nothing here needs TensorFlow.
+"""
 
 import functools
 
-import tensorflow as tf
-import tensorflow.experimental.numpy as tnp
+import keras
+from keras import ops
 
-from ssd_tf.boxes import coder, ops
-from ssd_tf.inference import nms, nms_tensorflow
+from ssd_tf.boxes import coder
+from ssd_tf.boxes import ops as box_ops
+from ssd_tf.inference import nms
+
+if keras.backend.backend() == "tensorflow":
+    from ssd_tf.inference import nms_tensorflow
+else:
+    nms_tensorflow = None
 
 
 def postprocess(outputs, anchors, settings, has_background):
@@ -32,7 +41,7 @@ def postprocess(outputs, anchors, settings, has_background):
         settings.topk_candidates,
         settings.max_detections,
     )
-    return ops.clip(boxes, tnp), scores, classes + 1, counts
+    return box_ops.clip(boxes, ops), scores, classes + 1, counts
 
 
 def decode_scores(outputs, anchors, has_background, clip=True):
@@ -49,16 +58,15 @@ def decode_scores(outputs, anchors, has_background, clip=True):
       (boxes float32 [B, A, 4] yxyx normalised; scores float32 [B, A, C] without background).
     """
     logits = outputs["class_logits"]
-    scores = tf.nn.softmax(logits)[..., 1:] if has_background else tf.sigmoid(logits)
-    boxes = coder.decode(outputs["box_deltas"], anchors, tnp)
-    return ops.clip(boxes, tnp) if clip else boxes, scores
+    scores = ops.softmax(logits)[..., 1:] if has_background else ops.sigmoid(logits)
+    boxes = coder.decode(outputs["box_deltas"], anchors, ops)
+    return box_ops.clip(boxes, ops) if clip else boxes, scores
 
 
 def _nms_form(settings):
     """The function that suppresses as the settings say, the fastest one here."""
-    # The combined op has a CPU kernel only, and is hard and class-wise.
-    on_cpu = not tf.config.list_logical_devices("GPU")
-    if on_cpu and settings.nms == "hard" and not settings.class_agnostic:
+    combined = nms_tensorflow and nms_tensorflow.is_available()
+    if combined and settings.nms == "hard" and not settings.class_agnostic:  # all that the combined op can
         return nms_tensorflow.class_wise_nms
     form = nms.class_agnostic_nms if settings.class_agnostic else nms.class_wise_nms
     return functools.partial(form, method=settings.nms, sigma=settings.soft_nms_sigma)

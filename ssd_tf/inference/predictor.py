@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -28,15 +29,7 @@ class Predictor:
 
     def __init__(self, model, anchors, config, label_map):
         self.model, self.config, self.label_map = model, config, label_map
-        height, width = config.model.image_size
-        anchors = tf.constant(anchors)
-
-        @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.uint8)])
-        def detect(batch):
-            outputs = model(batch, training=False)
-            return postprocess(outputs, anchors, config.postprocess, config.loss.has_background)
-
-        self._detect = detect
+        self._detect = _compile(model, keras.ops.convert_to_tensor(anchors), config)
 
     def __call__(self, image, score_threshold=None):
         """Detects objects.
@@ -76,7 +69,7 @@ class Predictor:
         Returns:
           list of B Detections.
         """
-        boxes, scores, classes, counts = (value.numpy() for value in self._detect(batch))
+        boxes, scores, classes, counts = (np.asarray(value) for value in self._detect(batch))
         scale = np.asarray(sizes, np.float32)[:, None, [1, 0, 1, 0]]
         boxes = ops.yxyx_to_xyxy(boxes) * scale
         return [
@@ -100,6 +93,32 @@ class Predictor:
         data = drawing.encode(self.draw(image, detections, score_threshold), path)
         with fileio.atomic_write(path) as file:
             file.write(data)
+
+
+def _compile(model, anchors, config):
+    """A function from uint8 [B, H, W, 3] to what postprocess returns, compiled as the backend does it."""
+
+    def detect(batch):
+        outputs = model(batch, training=False)
+        return postprocess(outputs, anchors, config.postprocess, config.loss.has_background)
+
+    if keras.backend.backend() == "tensorflow":
+        shape = (None, *config.model.image_size, 3)
+        return tf.function(detect, input_signature=[tf.TensorSpec(shape, tf.uint8)])
+    whole = _Whole(model, detect)
+    return lambda batch: whole.predict_on_batch(np.asarray(batch))
+
+
+class _Whole(keras.Model):
+    """A network with its post-processing, for Keras to compile."""
+
+    def __init__(self, model, detect):
+        super().__init__()
+        self.network, self.detect = model, detect
+        self.built = True
+
+    def call(self, batch):
+        return self.detect(batch)
 
 
 def as_rgb(source):

@@ -30,12 +30,9 @@ def name(file):
 @contextlib.contextmanager
 def averaged(model):
     """Inside, a compiled model has its averaged weights, which it must not be trained with."""
-    optimizer = _optimizer(model)
-    if not optimizer.built:
-        optimizer.build(model.trainable_variables)
-    # Before the first step there is no average; Keras would start it from the weights as well.
-    pairs = zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True)
-    pairs = list(pairs) if int(optimizer.iterations) else []
+    optimizer, pairs = _optimizer(model), []
+    if optimizer.built and int(optimizer.iterations):  # before the first update there is no average
+        pairs = list(zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True))
     before = [keras.ops.convert_to_numpy(variable) for variable, _ in pairs]
     try:
         for variable, average in pairs:

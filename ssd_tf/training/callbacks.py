@@ -14,6 +14,7 @@ import time
 import keras
 import numpy as np
 
+from ssd_tf import config as configs
 from ssd_tf import fileio, runs
 from ssd_tf.errors import TrainingError, shown
 from ssd_tf.training import averaging, checkpoint
@@ -205,11 +206,12 @@ class Checkpoints:
         self.check_weights, self.hooks, self.deterministic = check_weights, hooks, deterministic
         self.settings = run.config.train
         self.best = _best_before(run, last)
-        self.validation_steps = self.settings.validation_steps or math.ceil(self.settings.steps / 10)
+        steps = self.settings.validation_steps
+        self.validation_steps = steps or math.ceil(self.settings.steps / configs.VALIDATIONS)
 
     def __call__(self, step, logs):
         validating = self._is_validated(step)
-        caught = self.signals.caught
+        caught = self.signals.due
         final = step == self.settings.steps
         if validating or final or caught or step % self.settings.checkpoint_steps == 0:
             self.check_weights(step, self.model)
@@ -218,6 +220,20 @@ class Checkpoints:
             self.signals.leave(_saved(step))
         if validating:
             self._validate(step)
+            self.model.stop_training = self.is_patience_spent()
+
+    def is_patience_spent(self):
+        """Whether as many validations in a row as train.early_stopping allows have brought nothing better."""
+        patience, best = self.settings.early_stopping, self.best
+        if not patience or not best or not self.validate:
+            return False
+        since = [row for row in self.log.rows if "mAP" in row and runs.step_name(row["step"]) > best["checkpoint"]]
+        if len(since) >= patience:  # also when a training that was ended so is started again
+            self.log.write_line(
+                f"stopped early: {len(since)} validations without a better one than {best['value']:.4f} of "
+                f"{best['checkpoint']} (train.early_stopping)"
+            )
+        return len(since) >= patience
 
     def catch_up(self, step):
         """Validates the checkpoint of `step` where a kill came between the two."""
@@ -240,7 +256,8 @@ class Checkpoints:
         value, metric = result["mAP"], result["metric"]
         seconds = time.perf_counter() - begun
         self.log.leave_out(seconds)
-        self.log.write_line(f"step {step}: validation {_scores(result)} ({metric}, {seconds:.1f} s{self._share()})")
+        cost = f"{seconds:.1f} s{self._share()}"
+        self.log.write_line(f"step {step}: validation {_scores(result)} ({metric}, {cost})")
         if value is not None and (self.best is None or value > self.best["value"]):
             self.best = runs.mark_best(self.run.path, step, metric, value, result.get("weights", runs.WEIGHTS))
         self.log.add({"step": step, "mAP": value})  # last: this row says that the validation is complete
@@ -268,10 +285,16 @@ def _best_before(run, last):
 
 
 class Signals:
-    """Context that turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once."""
+    """Context that turns the first SIGTERM or SIGINT into a wish to stop; a second one acts at once.
+
+    Attributes:
+      caught: number of the signal, or None.
+      agreed: among several workers, which must stop after the same step: whether any has told the others so.
+    """
 
     def __init__(self, make_error):
         self.caught, self._make_error, self._old, self._saved = None, make_error, {}, None
+        self.agreed = None
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -284,6 +307,13 @@ class Signals:
     def __exit__(self, *_):
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    @property
+    def due(self):
+        """The signal to stop for now, or None."""
+        if self.agreed is None:
+            return self.caught
+        return (self.caught or signal.SIGTERM) if self.agreed else None
 
     def _catch(self, number, _):
         self.caught = number
@@ -304,4 +334,4 @@ class Signals:
 
     def leave(self, message):
         """Raises the error that ends the training in good order."""
-        raise self._make_error(message, self.caught)
+        raise self._make_error(message, self.caught or signal.SIGTERM)

@@ -35,6 +35,7 @@ def make_losses(settings, anchors):
             settings.label_smoothing,
             settings.focal_alpha,
             settings.focal_gamma,
+            settings.class_weights,
         ),
         "box_deltas": BoxLoss(settings.box_weight, settings.box, anchors),
     }
@@ -149,6 +150,8 @@ class ClassLoss(keras.losses.Loss):
         and e / K on all K columns), else over yes and no (y (1 - e) + e / 2).
       focal_alpha: weight of the label's column under "focal"; the other columns have 1 - alpha.
       focal_gamma: exponent of the probability of error under "focal".
+      class_weights: C factors, each on the losses of the anchors matched to that class, or () for none. Background
+        has 1, and negatives are mined by their loss without factors.
 
     Called with y_true int [B, A] (0 background, 1..C, -1 ignored: neither trained nor mined) and y_pred
     float [B, A, C + 1] (0 is background), [B, A, C] for sigmoids (column c - 1 is class c); returns float32 [B],
@@ -166,6 +169,7 @@ class ClassLoss(keras.losses.Loss):
         label_smoothing=0.0,
         focal_alpha=0.25,
         focal_gamma=2.0,
+        class_weights=(),
         name="class_loss",
         **options,
     ):
@@ -174,13 +178,17 @@ class ClassLoss(keras.losses.Loss):
         self.negative_ratio, self.min_negatives = negative_ratio, min_negatives
         self.kind, self.label_smoothing = kind, label_smoothing
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.class_weights = tuple(class_weights)
 
     def call(self, y_true, y_pred):
         labels = ops.cast(y_true, "int32")
         options = {"alpha": self.focal_alpha, "gamma": self.focal_gamma} if self.kind == "focal" else {}
         anchor_losses = _CLASS_LOSSES[self.kind]
-        losses = anchor_losses(y_pred, ops.maximum(labels, 0), smoothing=self.label_smoothing, **options)
+        classes = ops.maximum(labels, 0)
+        losses = anchor_losses(y_pred, classes, smoothing=self.label_smoothing, **options)
         chosen = labels >= 0 if self.kind == "focal" else self._positives_and_mined(labels, losses)
+        if self.class_weights:
+            losses = losses * ops.take(ops.convert_to_tensor((1.0, *self.class_weights), losses.dtype), classes)
         return ops.sum(ops.where(chosen, losses, 0.0), axis=1)
 
     def _positives_and_mined(self, labels, losses):
@@ -191,6 +199,7 @@ class ClassLoss(keras.losses.Loss):
 
     def get_config(self):
         names = "negative_ratio", "min_negatives", "kind", "label_smoothing", "focal_alpha", "focal_gamma"
+        names += ("class_weights",)
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

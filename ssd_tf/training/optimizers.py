@@ -8,7 +8,7 @@ from ssd_tf.models import detector, registry
 
 _WARMUP_START = 1 / 3  # the first rate of a warm-up, as a fraction of the rate (mmdetection, lufficc/SSD)
 _DROP = 0.1  # at each milestone of "multistep"
-_RAMP = 10.0  # an average over t steps is given the momentum (1 + t) / (10 + t) at most, as TensorFlow 1 did
+_RAMP = 10.0  # after t updates an average has the momentum (1 + t) / (10 + t) at most, as TensorFlow 1 had it
 
 
 @keras.saving.register_keras_serializable("ssd_tf")
@@ -58,44 +58,82 @@ def make_schedule(settings):
 class _Grouped:
     """What a recipe asks of any Keras optimizer, put in front of its class.
 
-    Rates by group of layers, a decoupled weight decay that follows them, and an average of the weights whose
-    momentum grows from .1, so that a short training is not remembered by its first weights.
+    Rates by group of layers, a decoupled weight decay that follows them, and an average of the weights that begins
+    with those of the first update and has a momentum that grows: a short training does not remember its beginning.
+    Keras averages at every batch, with one momentum, and puts the average in the weights' place at the end of fit.
+
+    Args:
+      rates: factor of the learning rate of each trainable variable, or None.
+      decays: decoupled weight decay of each trainable variable, or None.
+      options: the Keras optimizer's own.
+
+    Attributes:
+      reduce: function (gradients) -> their sums over all replicas, or None where there is one.
     """
 
-    rates, decays = None, None  # factor of the learning rate and decoupled decay of each trainable variable
+    reduce = None
+
+    def __init__(self, rates=None, decays=None, **options):
+        super().__init__(**options)
+        self.rates, self.decays = rates, decays
 
     def update_step(self, gradient, variable, learning_rate):
+        place = self._get_variable_index(variable)
         if self.rates:
-            place = self._get_variable_index(variable)
             learning_rate = ops.cast(learning_rate, variable.dtype) * self.rates[place]
-            if self.decays[place]:
-                self.assign_sub(variable, variable * learning_rate * self.decays[place])
+        if self.decays and self.decays[place]:
+            self.assign_sub(variable, variable * self.decays[place] * ops.cast(learning_rate, variable.dtype))
         super().update_step(gradient, variable, learning_rate)
 
-    @property
-    def ema_momentum(self):
-        done = ops.cast(self.iterations, "float32")
-        return ops.minimum(self._ema_momentum, (1.0 + done) / (_RAMP + done)) if self.use_ema else 0.0
+    def _clip_gradients(self, grads):
+        # Keras would clip the share of each replica, not their sum.
+        return super()._clip_gradients(self.reduce(grads) if self.reduce else grads)
 
-    @ema_momentum.setter
-    def ema_momentum(self, value):
-        self._ema_momentum = value
+    def _all_reduce_sum_gradients(self, pairs):
+        return pairs if self.reduce else super()._all_reduce_sum_gradients(pairs)
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        if not self.use_ema:
+            return
+        before = ops.cast(self.iterations, "float32")  # updates before this one
+        momentum = ops.minimum(self.ema_momentum, (1.0 + before) / (_RAMP + before))
+        momentum = ops.where(before > 0, momentum, 0.0)
+        if self.gradient_accumulation_steps:
+            updates = (self._iterations + 1) % self.gradient_accumulation_steps == 0
+            momentum = ops.where(updates, momentum, 1.0)
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            average.assign(momentum * average + (1.0 - momentum) * variable)
+
+    def finalize_variable_values(self, var_list):
+        """Leaves the weights as they learned: training.averaging shows their average."""
+
+    def get_config(self):
+        own = {name: list(getattr(self, name) or ()) or None for name in ("rates", "decays")}
+        return {**super().get_config(), **own}
 
 
+@keras.saving.register_keras_serializable("ssd_tf")
 class SGD(_Grouped, keras.optimizers.SGD):
-    pass
+    """Keras' SGD with what a recipe asks for."""
 
 
+@keras.saving.register_keras_serializable("ssd_tf")
 class Adam(_Grouped, keras.optimizers.Adam):
-    pass
+    """Keras' Adam with what a recipe asks for."""
 
 
+@keras.saving.register_keras_serializable("ssd_tf")
 class RMSprop(_Grouped, keras.optimizers.RMSprop):
-    pass
+    """Keras' RMSprop with what a recipe asks for."""
 
 
 def make_optimizer(settings):
-    """Returns the Keras optimizer of config.TrainConfig `settings`, with its schedule, clipping and averaging."""
+    """Returns the Keras optimizer of config.TrainConfig `settings`, with its schedule, clipping and averaging.
+
+    Under train.accumulate a step is still one batch: the schedule goes on with each, an update takes the learning
+    rate of its last batch and the mean of their gradients, and the average moves with the updates. Batches at the
+    end that are too few for an update make none.
+    """
     common = {
         "learning_rate": make_schedule(settings),
         "global_clipnorm": settings.clip_norm or None,
@@ -123,19 +161,18 @@ def fit_to(optimizer, model, settings):
       model: keras.Model of models.detector, whose frozen layers are frozen already.
       settings: config.TrainConfig.
     """
-    rates, kernels = {}, []
+    rates, kernels = {}, {}
     for layer in detector.all_layers(model):
         rate = getattr(settings, f"{registry.layer_group(layer)}_rate")
         for weight in layer.trainable_weights:
-            rates[id(weight)] = rate
+            rates.setdefault(id(weight), rate)  # a layer comes before those inside it
             if weight.name.endswith("kernel"):
-                kernels.append(weight)
-    decay, decoupled = settings.weight_decay, settings.optimizer == "adamw"
-    if decay and not decoupled:
-        for weight in kernels:
-            weight.regularizer = keras.regularizers.L2(decay / 2)
-    decayed = {id(weight) for weight in kernels} if decoupled else ()
-    if decoupled or set(rates.values()) != {1.0}:
-        weights = model.trainable_variables
+                kernels[id(weight)] = weight
+    weights, decay = model.trainable_variables, settings.weight_decay
+    if set(rates.values()) - {1.0}:
         optimizer.rates = [rates[id(weight)] for weight in weights]
-        optimizer.decays = [decay if id(weight) in decayed else 0.0 for weight in weights]
+    if decay and settings.optimizer == "adamw":
+        optimizer.decays = [decay if id(weight) in kernels else 0.0 for weight in weights]
+    elif decay:
+        for weight in kernels.values():
+            weight.regularizer = keras.regularizers.L2(decay / 2)

@@ -5,8 +5,10 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import painted_images
 import pytest
 import tensorflow as tf
+from painted_images import check_painted, make_sample, png
 from PIL import Image
 
 from ssd_tf import images
@@ -16,67 +18,22 @@ from ssd_tf.data import augment
 
 SIZE = (160, 240)  # of the network input: not square, so that a mix-up of the axes shows
 HEIGHT, WIDTH = 300, 200  # of the picture
-PAINTED = {  # colour: rectangle in pixels, yxyx
-    (255, 0, 0): (30, 20, 110, 90),
-    (0, 255, 0): (140, 110, 280, 180),
-    (0, 0, 255): (60, 115, 120, 175),
-}
-BACKGROUND = (20, 20, 20)
+LYING = {1: (20, 30, 90, 110), 2: (110, 140, 180, 280), 3: (115, 60, 175, 120)}
+PAINTED = {1: (30, 20, 110, 90), 2: (140, 110, 280, 180), 3: (60, 115, 120, 175)}  # class: yxyx in pixels
 COLORS_OFF = AugmentConfig(color_probability=0.0)
 OFF = AugmentConfig(color_probability=0.0, expand_probability=0.0, crop_probability=0.0, flip_probability=0.0)
 NOTHING = np.zeros((0, 4), np.float32)
 
 
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def picture():
-    pixels = np.full((HEIGHT, WIDTH, 3), BACKGROUND, np.uint8)
-    for color, (top, left, bottom, right) in PAINTED.items():
-        pixels[top:bottom, left:right] = color
-    return pixels
-
-
-def make_sample(pixels=None, boxes=None):
-    pixels = picture() if pixels is None else pixels
-    boxes = list(PAINTED.values()) if boxes is None else boxes
-    height, width = pixels.shape[:2]
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4) / np.array([height, width] * 2, np.float32)
-    return {
-        "image": tf.constant(png(pixels)),
-        "height": tf.constant(height),
-        "width": tf.constant(width),
-        "boxes": tf.constant(boxes),
-        "classes": tf.range(1, len(boxes) + 1),
-    }
-
-
-SAMPLE = make_sample()
+SAMPLE = painted_images.painted_sample(HEIGHT, WIDTH, PAINTED)
+PICTURE = np.array(Image.open(io.BytesIO(SAMPLE["image"].numpy())))
 NO_IGNORE = tf.zeros([3], tf.bool)
 
 
 def run(sample=SAMPLE, settings=COLORS_OFF, seed=0, size=SIZE, ignore=None, rule="bilinear"):
     ignore = tf.zeros(tf.shape(sample["classes"]), tf.bool) if ignore is None else tf.constant(ignore)
     key = tf.constant([seed, 17], tf.int64)
-    return [part.numpy() for part in augment.augment(sample, ignore, size, settings, rule, key)]
-
-
-def painted_extent(image, color):
-    """yxyx of the pixels that are more than half of this colour, in whole pixels."""
-    strong = image[..., np.argmax(color)] > (255 + BACKGROUND[0]) / 2
-    rows, columns = np.nonzero(strong & (np.delete(image, np.argmax(color), axis=-1) < 60).all(-1))
-    return np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
-
-
-def check_corners(image, boxes, classes, size=SIZE):
-    """The painted rectangles lie where the boxes say, to a pixel."""
-    colors = list(PAINTED)
-    for box, class_id in zip(boxes, classes, strict=True):
-        expected = box * np.array([*size, *size])
-        np.testing.assert_allclose(painted_extent(image, colors[class_id - 1]), expected, atol=1.0)
+    return [part.numpy() for part in augment.augment(sample, ignore, key, size, settings, rule)]
 
 
 @functools.cache
@@ -119,7 +76,7 @@ def test_painted_corners_land_on_the_moved_corners(seed):
     image, boxes, classes, _ = run(seed=seed)
     assert image.shape == (*SIZE, 3) and image.dtype == np.uint8
     assert len(boxes) >= 1
-    check_corners(image, boxes, classes)
+    check_painted(image, boxes, classes)
 
 
 @pytest.mark.parametrize("part", ["expand", "crop", "flip"])
@@ -127,7 +84,7 @@ def test_painted_corners_with_each_part_alone(part):
     settings = replace(OFF, **{f"{part}_probability": 1.0})
     for seed in range(8):
         image, boxes, classes, _ = run(settings=settings, seed=seed)
-        check_corners(image, boxes, classes)
+        check_painted(image, boxes, classes)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -136,20 +93,64 @@ def test_place_render_and_move_boxes_agree(seed):
     placement = augment.place(window, HEIGHT, WIDTH, SIZE)
     image = augment.render(SAMPLE["image"], placement, SIZE, "bilinear", None, None).numpy()
     boxes, kept = augment.move_boxes(SAMPLE, NO_IGNORE, placement, SIZE)
-    check_corners(image, boxes.numpy(), np.flatnonzero(kept) + 1)
+    check_painted(image, boxes.numpy(), np.flatnonzero(kept) + 1)
 
 
-def test_inside_a_data_set_map():
+TURNED = replace(OFF, rotate_probability=1.0)
+ALL = replace(COLORS_OFF, vertical_flip_probability=0.5, rotate_probability=0.5, jitter_probability=0.3)
+STYLES = {
+    "flip_vertically": replace(OFF, vertical_flip_probability=1.0),
+    "turn": TURNED,
+    "jitter": replace(OFF, jitter_probability=1.0),
+    "turn_and_jitter": replace(TURNED, jitter_probability=1.0),
+    "turn_and_flips": replace(TURNED, flip_probability=0.5, vertical_flip_probability=0.5),
+    "turn_and_crop": replace(COLORS_OFF, rotate_probability=1.0),
+    "all": ALL,
+}
+
+
+@pytest.mark.parametrize("rule", ["bilinear", "bilinear_tf1"])
+@pytest.mark.parametrize("style", STYLES)
+def test_painted_corners_however_the_picture_is_turned(style, rule):
+    found = 0
+    for seed in range(12):
+        shape = (HEIGHT, WIDTH) if seed % 2 else (WIDTH, HEIGHT)
+        sample = painted_images.painted_sample(*shape, PAINTED if seed % 2 else LYING)
+        size = (SIZE, SIZE[::-1], (160, 160))[seed % 3]
+        image, boxes, classes, _ = run(sample, STYLES[style], seed, size, rule=rule)
+        assert image.shape == (*size, 3) and image.dtype == np.uint8
+        check_painted(image, boxes, classes)
+        found += len(boxes)
+    assert found == 36 or (found > 12 and style not in ("flip_vertically", "turn", "turn_and_flips"))
+
+
+@pytest.mark.parametrize("style", ["default", *STYLES])
+def test_inside_a_data_set_map(style):
+    settings = {"default": COLORS_OFF, **STYLES}[style]
+
     def move(seed):
-        return augment.augment(SAMPLE, NO_IGNORE, SIZE, COLORS_OFF, "bilinear", tf.stack([seed, 17]))
+        return augment.augment(SAMPLE, NO_IGNORE, tf.stack([seed, 17]), SIZE, settings, "bilinear")
 
-    dataset = tf.data.Dataset.range(12).map(move)
+    dataset = tf.data.Dataset.range(8).map(move)
+    assert dataset.element_spec[0].shape == (*SIZE, 3)
     for seed, mapped in enumerate(dataset.as_numpy_iterator()):
-        check_corners(mapped[0], mapped[1], mapped[2])
-        eager = run(seed=seed)
+        check_painted(mapped[0], mapped[1], mapped[2])
+        eager = run(settings=settings, seed=seed)
         np.testing.assert_allclose(mapped[1], eager[1], atol=1e-6)
         np.testing.assert_array_equal(mapped[2], eager[2])
         assert np.abs(mapped[0].astype(int) - eager[0]).max() <= 1
+
+
+def test_objects_are_kept_while_their_centre_is_in_view():
+    """Read from pixels alone: a view, being a rectangle, holds a centre where it shows all four quarters."""
+    styles = [COLORS_OFF, replace(OFF, jitter_probability=1.0, jitter_scale=(0.8, 2.0)), ALL]
+    kept = []
+    for seed in range(60):
+        sample = painted_images.quartered_sample(HEIGHT, WIDTH, [(20, 10, 120, 90), (150, 80, 300, 200)][seed % 2])
+        image, boxes, _, _ = run(sample, styles[seed % 3], seed)
+        assert len(boxes) == painted_images.shows_centre(image), seed
+        kept.append(len(boxes))
+    assert 5 < sum(kept) < 55
 
 
 def test_geometry_under_xla_equals_eager():
@@ -304,7 +305,7 @@ def test_kept_boxes_are_those_whose_centre_is_inside(seed):
 
 
 def test_boxes_move_by_hand():
-    sample = make_sample(boxes=[[10, 20, 110, 60], [0, 0, 20, 300], [200, 150, 300, 200]])
+    sample = make_sample(PICTURE, [[10, 20, 110, 60], [0, 0, 20, 300], [200, 150, 300, 200]])
     placement = augment.Placement(tf.constant([50, 20, 100, 80]), tf.constant([16, 24, 80, 160]))
     boxes, kept = augment.move_boxes(sample, NO_IGNORE, placement, SIZE)
     # y: (p - 50) * .8 + 16 over 160; x: (p - 20) * 2 + 24 over 240
@@ -313,24 +314,39 @@ def test_boxes_move_by_hand():
 
 
 def test_ignore_boxes_stay_while_any_part_is_visible():
-    sample = make_sample(boxes=[[0, 0, 100, 100], [200, 100, 300, 200], [0, 0, 100, 100]])
+    sample = make_sample(PICTURE, [[0, 0, 100, 100], [200, 100, 300, 200], [0, 0, 100, 100]])
     placement = augment.place(tf.constant([0.3, 0.0, 0.6, 1.0]), HEIGHT, WIDTH, SIZE)  # rows 90..180
     boxes, kept = augment.move_boxes(sample, tf.constant([True, True, False]), placement, SIZE)
     np.testing.assert_array_equal(kept, [True, False, False])
     np.testing.assert_allclose(boxes, [[0, 0, 1 / 9, 0.5]], atol=1e-6)
 
 
+def test_ignore_boxes_stay_where_the_picture_is_turned():
+    # Jitter of this scale shows a quarter of the picture, at times the lower right one alone.
+    settings = replace(STYLES["all"], crop_probability=0.0, jitter_probability=1.0, jitter_scale=(2.0, 2.0))
+    stayed = 0
+    for seed in range(25):
+        image, boxes, _, ignore = run(settings=settings, seed=seed, ignore=[False, True, False])
+        extent = painted_images.painted_extent(image, painted_images.COLORS[1])
+        assert ignore.any() == (extent is not None), seed
+        if extent is not None:
+            np.testing.assert_allclose(boxes[ignore][0] * np.tile(SIZE, 2), extent, atol=1.5)
+            sides = (extent[2:] - extent[:2]) / SIZE
+            stayed += sides.min() < 0.25  # less than half of it: no object would be kept
+    assert stayed > 2
+
+
 def test_classes_and_flags_stay_with_their_boxes():
     for seed in range(20):
-        _, boxes, classes, ignore = run(seed=seed, ignore=[False, True, False])
+        _, boxes, classes, ignore = run(SAMPLE, ALL if seed % 2 else COLORS_OFF, seed, ignore=[False, True, False])
         assert len(boxes) == len(classes) == len(ignore)
         np.testing.assert_array_equal(ignore, classes == 2)
 
 
 def test_an_image_without_boxes_passes_all_parts():
-    sample = make_sample(boxes=NOTHING)
+    sample = make_sample(PICTURE, NOTHING)
     for seed in range(10):
-        image, boxes, classes, ignore = run(sample, AugmentConfig(), seed)
+        image, boxes, classes, ignore = run(sample, ALL if seed % 2 else AugmentConfig(), seed)
         assert image.shape == (*SIZE, 3)
         assert (boxes.shape, classes.shape, ignore.shape) == ((0, 4), (0,), (0,))
 
@@ -356,21 +372,125 @@ def test_flip_alone_mirrors_pixels_and_boxes_and_is_an_involution():
     np.testing.assert_allclose(moved, boxes[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, 1, 0, 1], atol=1e-6)
     again = make_sample(mirrored, moved * np.array([HEIGHT, WIDTH] * 2))
     back, original, _, _ = run(again, always, size=(HEIGHT, WIDTH))
-    np.testing.assert_array_equal(back, picture())
+    np.testing.assert_array_equal(back, PICTURE)
     np.testing.assert_allclose(original, SAMPLE["boxes"], atol=1e-6)
 
 
-def test_flip_happens_as_often_as_asked():
-    settings = replace(OFF, flip_probability=0.25)
-    sample = make_sample(np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20, NOTHING)
-    no_ignore = tf.zeros([0], tf.bool)
+def test_vertical_flip_alone_mirrors_top_to_bottom():
+    plain, boxes, _, _ = run(settings=OFF, size=(HEIGHT, WIDTH))
+    mirrored, moved, _, _ = run(settings=STYLES["flip_vertically"], size=(HEIGHT, WIDTH))
+    np.testing.assert_array_equal(mirrored, plain[::-1])
+    np.testing.assert_allclose(moved, boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0], atol=1e-6)
 
-    def mirrored(seed):
-        image = augment.augment(sample, no_ignore, (2, 2), settings, "bilinear", tf.stack([seed, 17]))[0]
-        return image[0, 0, 0] != 0
 
-    count = sum(tf.data.Dataset.range(200).map(mirrored).as_numpy_iterator())
-    assert 25 < count < 75
+def poses(flip, flip_vertically, turn, side):
+    """The pose of one vector of uniform numbers, where every probability is a half."""
+    settings = AugmentConfig(flip_probability=0.5, vertical_flip_probability=0.5, rotate_probability=0.5)
+    return augment.draw_pose(tf.constant([flip, flip_vertically, turn, side], tf.float32), settings)
+
+
+POSED = {  # uniform numbers: what they do
+    (0.6, 0.6, 0.6, 0.3): lambda p: p,
+    (0.6, 0.6, 0.6, 0.8): lambda p: p,
+    (0.4, 0.6, 0.6, 0.3): lambda p: p[:, ::-1],
+    (0.6, 0.4, 0.6, 0.3): lambda p: p[::-1],
+    (0.4, 0.4, 0.6, 0.3): lambda p: np.rot90(p, 2),
+    (0.6, 0.6, 0.4, 0.3): lambda p: np.rot90(p, 1),
+    (0.6, 0.6, 0.4, 0.8): lambda p: np.rot90(p, -1),
+    (0.4, 0.6, 0.4, 0.3): lambda p: np.rot90(p, 1)[:, ::-1],
+    (0.6, 0.4, 0.4, 0.3): lambda p: np.rot90(p, 1)[::-1],
+    (0.4, 0.4, 0.4, 0.8): lambda p: np.rot90(np.rot90(p, -1), 2),
+}
+
+
+@pytest.mark.parametrize("uniforms", POSED, ids=str)
+def test_pictures_are_turned_to_either_side_and_mirrored(uniforms):
+    pixels, pose = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8), poses(*uniforms)
+    expected = POSED[uniforms](pixels)
+    marked = np.zeros((4, 6), np.uint8)
+    marked[1:3, 0:4] = 1
+    rows, columns = np.nonzero(POSED[uniforms](marked))
+    corners = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+    image, boxes = augment.turn_over(tf.constant(pixels), tf.constant([[1 / 4, 0, 3 / 4, 4 / 6]]), pose)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_allclose(boxes, [corners / np.tile(expected.shape[:2], 2)], atol=1e-6)
+    assert augment.size_before(expected.shape[:2], pose).numpy().tolist() == [4, 6]
+
+
+def test_turns_alone_are_whole_pictures_turned():
+    sides = set()
+    for seed in range(8):
+        image, boxes, _, _ = run(settings=TURNED, seed=seed, size=(WIDTH, HEIGHT))
+        turned = {side: np.rot90(PICTURE, side) for side in (1, -1)}
+        sides |= {side for side in turned if np.array_equal(image, turned[side])}
+        assert any(np.array_equal(image, picture) for picture in turned.values())
+        assert len(boxes) == 3
+    assert sides == {1, -1}
+
+
+def test_parts_happen_as_often_as_asked():
+    """Told by the order of a picture's four pixels: each of the eight poses has its own."""
+    settings = replace(OFF, flip_probability=0.25, vertical_flip_probability=0.2, rotate_probability=0.4)
+    # Jitter of this scale shows one pixel alone.
+    settings = replace(settings, jitter_probability=0.3, jitter_scale=(2.0, 2.0), crop_trials=1)
+    pixels = np.repeat(np.array([[[10], [60]], [[110], [160]]], np.uint8), 3, axis=2)
+    sample, no_ignore = make_sample(pixels, NOTHING), tf.zeros([0], tf.bool)
+
+    def order(seed):
+        drawn = augment.augment(sample, no_ignore, tf.stack([seed, 17]), (2, 2), settings, "bilinear")
+        return tf.reshape(drawn[0][..., 0], [4])
+
+    orders = [tuple(values) for values in tf.data.Dataset.range(1000).map(order).as_numpy_iterator()]
+    jittered = [values for values in orders if len({*values}) == 1]
+    posed = [values for values in orders if len({*values}) == 4]
+    assert len(posed) + len(jittered) == 1000 and abs(len(jittered) - 300) < 60
+    assert len({*jittered}) == 4 and len({*posed}) == 8
+    plain, across, down, half = (10, 60, 110, 160), (60, 10, 160, 110), (110, 160, 10, 60), (160, 110, 60, 10)
+    left, right = (60, 160, 10, 110), (110, 10, 160, 60)
+    # Turned to one side and mirrored both ways is turned to the other: .4 * (.5 * .75 * .8 + .5 * .25 * .2).
+    shares = {plain: 0.36, across: 0.12, down: 0.09, half: 0.03, left: 0.13, right: 0.13}
+    for values, expected in shares.items():
+        assert abs(posed.count(values) / len(posed) - expected) < 0.04
+
+
+def test_jittered_windows_by_hand():
+    settings = AugmentConfig(jitter_scale=(0.5, 3.5))
+    half_size = augment.jittered_window(tf.constant([0.0, 0.25, 0.75]), tf.ones([2]), settings)
+    np.testing.assert_allclose(half_size, [-0.25, -0.75, 1.75, 1.25], atol=1e-6)
+    double = augment.jittered_window(tf.constant([0.5, 0.0, 0.5]), tf.constant([0.4, 2.5]), settings)
+    np.testing.assert_allclose(double, [0.0, -0.125, 0.2, 1.125], atol=1e-6)
+
+
+def test_jittered_pictures_are_scaled_within_the_range_and_keep_their_shape():
+    settings = replace(OFF, jitter_probability=1.0, jitter_scale=(0.4, 1.6))
+    alone = np.array([80 / HEIGHT * SIZE[0], 60 / WIDTH * SIZE[1]])
+    sample = painted_images.painted_sample(HEIGHT, WIDTH, {1: (110, 70, 190, 130)})
+    scales = []
+    for seed in range(40):
+        extent = painted_images.painted_extent(run(sample, settings, seed)[0], painted_images.COLORS[0])
+        scales.append(
+            (extent[2:] - extent[:2]) / alone if extent[:2].all() and (extent[2:] < SIZE).all() else [1, 1]
+        )
+    scales = np.array(scales)
+    np.testing.assert_allclose(scales[:, 0], scales[:, 1], atol=2 / alone.min())
+    assert 0.35 < scales.min() < 0.55 and 1.4 < scales.max() < 1.65
+
+
+@pytest.mark.parametrize("size", [(200, 200), (150, 240)])
+def test_jittered_pictures_are_squeezed_as_unturned_ones_are(size):
+    settings = replace(TURNED, jitter_probability=1.0, jitter_scale=(0.7, 1.0))
+    sample = painted_images.painted_sample(400, 200, {1: (160, 60, 240, 140)})  # a square
+    plain = painted_images.painted_extent(run(sample, OFF, size=size)[0], painted_images.COLORS[0])
+    height, width = plain[2:] - plain[:2]
+    assert (height, width) == (size[0] / 5, size[1] / 2.5)
+    whole = 0
+    for seed in range(20):
+        extent = painted_images.painted_extent(run(sample, settings, seed, size)[0], painted_images.COLORS[0])
+        if extent is not None and extent[:2].all() and (extent[2:] < size).all():
+            scale = (extent[2:] - extent[:2]) / (height, width)
+            assert abs(scale[0] - scale[1]) < 2 / height and scale.min() > 0.65 and scale.max() < 1.05
+            whole += 1
+    assert whole > 8
 
 
 def test_the_canvas_is_filled_with_the_mean_colour():
@@ -405,11 +525,11 @@ def test_placements_have_at_least_one_pixel():
 
 
 def test_images_of_one_row_or_pixel_work():
-    for shape in ((1, 1, 3), (1, 500, 3), (500, 1, 3)):
+    for shape in ((1, 1, 3), (1, 200, 3), (500, 1, 3)):
         pixels = np.full(shape, 77, np.uint8)
         sample = make_sample(pixels, [[0, 0, shape[0], shape[1]]])
-        for seed in range(5):
-            image, boxes, _, _ = run(sample, COLORS_OFF, seed)
+        for seed in range(10):
+            image, boxes, _, _ = run(sample, ALL if seed % 2 else COLORS_OFF, seed)
             assert np.isfinite(boxes).all()
             assert (image == 77).all(-1).any()
 
@@ -509,7 +629,8 @@ def test_colours_leave_boxes_alone():
 
 
 def test_the_seed_decides_everything():
-    first, again, other = (run(settings=AugmentConfig(), seed=seed) for seed in (8, 8, 9))
+    settings = replace(ALL, color_probability=0.5)
+    first, again, other = (run(settings=settings, seed=seed) for seed in (8, 8, 9))
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
     assert not np.array_equal(first[0], other[0])
@@ -522,3 +643,26 @@ def test_global_seeds_decide_nothing():
     second = run(settings=AugmentConfig(), seed=8)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
+
+
+DRAWN_BEFORE = {  # seed: class of each box, the boxes, sum of each channel; of the paper's augmentation alone
+    1: ([1], [[0.76298, 0.12459, 0.98093, 0.39713]], [4622608, 3896317, 3510649]),
+    2: (
+        [1, 2, 3],
+        [
+            [0.0, 0.38682, 0.29183, 0.64696],
+            [0.40856, 0.72128, 0.95331, 0.98142],
+            [0.09728, 0.73986, 0.33074, 0.96284],
+        ],
+        [2577059, 2796961, 2162500],
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", DRAWN_BEFORE)
+def test_parts_that_are_off_move_no_random_numbers(seed):
+    classes, boxes, sums = DRAWN_BEFORE[seed]
+    drawn = run(settings=AugmentConfig(), seed=seed)
+    assert drawn[2].tolist() == classes
+    np.testing.assert_allclose(drawn[1], boxes, atol=1e-5)
+    np.testing.assert_allclose(drawn[0].reshape(-1, 3).sum(0), sums, rtol=1e-3)

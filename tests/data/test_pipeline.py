@@ -1,4 +1,4 @@
-"""Shards to batches: order, resuming, seeds, weights, the validation pass."""
+"""Shards to batches: order, resuming, seeds, weights, balance, workers, the validation pass."""
 
 import itertools
 import os
@@ -11,7 +11,8 @@ from PIL import Image
 
 from ssd_tf import config as configs
 from ssd_tf.boxes import anchors
-from ssd_tf.data import pipeline
+from ssd_tf.data import balance, pipeline
+from ssd_tf.errors import ConfigError
 from ssd_tf.records import encoding, reader, writer
 from ssd_tf.structures import Example, LabelMap
 
@@ -19,6 +20,7 @@ NUM_IMAGES = 11
 SIZE = (32, 48)
 ANCHORS = anchors.make_anchors(anchors.default_spec(2), [(4, 6), (2, 3)], SIZE)
 LABELS = LabelMap(("cell", "disc"))
+PARTS = ("color", "expand", "crop", "flip")
 
 
 def grey(index):
@@ -59,7 +61,7 @@ def make_config(augmented=True, **leaves):
         configs.Config(), model__image_size=SIZE, train__batch_size=1, train__seed=5, data__shuffle_buffer=4
     )
     if not augmented:
-        off = {f"augment__{part}_probability": 0.0 for part in ("color", "expand", "crop", "flip")}
+        off = {f"augment__{part}_probability": 0.0 for part in PARTS}
         base = configs.replace(base, **off)
     return configs.replace(base, **leaves)
 
@@ -274,3 +276,120 @@ def test_ids_of_records_that_have_none_are_places(records, tmp_path):
     foreign, config = reader.open_records(path), make_config(augmented=False, train__batch_size=4)
     for step, batch in enumerate(take(foreign, config, 3), 1):
         assert [grey(int(name)) for name in pipeline.read_batch_ids(foreign, config, step)] == greys([batch])
+
+
+# "disc" is in four of the images (3, 5, 7, 9), "cell" in these and five others, 0 and 2 hold nothing to train on.
+REPEATED = {"data__balance": "repeat", "data__repeat_threshold": 1.0}
+THINNED = {"data__balance": "downsample"}
+
+
+def plan_epochs(records, config, num_epochs):
+    """The images of each epoch as the plan has them, in record order."""
+    plan = balance.make_plan(records, config)
+    counts = [balance.count_showings(plan.rates, plan.phases, epoch) for epoch in range(num_epochs)]
+    return [np.repeat(np.arange(NUM_IMAGES), count).tolist() for count in counts]
+
+
+def read_order(records, config, count):
+    """Which image each of the first examples is."""
+    return [int(n) for n in pipeline.read_batch_ids(records, configs.replace(config, train__batch_size=count), 1)]
+
+
+@pytest.mark.parametrize("leaves", [REPEATED, THINNED])
+def test_balanced_epochs_show_what_their_plan_says(records, leaves):
+    config = make_config(augmented=False, **leaves)
+    epochs = plan_epochs(records, config, 12)
+    count, orders = sum(map(len, epochs)), []
+    seen = [(level - 20) // 20 for level in greys(take(records, config, count))]
+    assert read_order(records, config, count) == seen
+    for epoch in epochs:
+        orders.append(tuple(seen[: len(epoch)]))
+        assert sorted(orders[-1]) == epoch
+        seen = seen[len(epoch) :]
+    assert len({tuple(epoch) for epoch in epochs}) > 1 and len(set(orders)) == 12
+    cell, disc, none = ((11 / 9) ** 0.5, (11 / 4) ** 0.5, 1) if leaves is REPEATED else (4 / 9, 1, 1)
+    totals = np.bincount(np.concatenate(epochs), minlength=NUM_IMAGES)
+    assert (np.abs(totals - 12 * np.array([none, cell, none, *[disc, cell] * 4])) < 1).all()
+    assert (totals > 0).all()
+
+
+@pytest.mark.parametrize(("leaves", "num_examples"), [(REPEATED, 13), (THINNED, 9)])
+def test_a_balanced_stream_continues_at_every_example(tmp_path, leaves, num_examples):
+    """Four images at rates of 1, sqrt 2 and 2, or of 1/2 and 1; a replay begins where its step does."""
+    (tmp_path / "few").mkdir()
+    writer.write_records(draw_examples(tmp_path / "images", 4), LABELS, tmp_path / "few", encoding.WriteOptions())
+    few, config = reader.open_records(tmp_path / "few"), make_config(**leaves)
+    assert num_examples > balance.make_plan(few, config).count_before(2)
+    seen = read_order(few, config, num_examples)
+    replayed = [pipeline.read_batch_ids(few, config, step + 1)[0] for step in range(num_examples)]
+    assert [int(name) for name in replayed] == seen
+
+
+def test_a_resumed_balanced_stream_augments_alike(records):
+    config = make_config(train__batch_size=3, **REPEATED)
+    whole = take(records, config, 12)  # two epochs and more
+    check_equal(whole[7:], take(records, config, 5, 21))
+
+
+def test_two_showings_in_one_epoch_are_two_draws(records):
+    config = make_config(**REPEATED)
+    epoch = plan_epochs(records, config, 1)[0]
+    order = read_order(records, config, len(epoch))
+    images = [images[0] for images, _, _ in take(records, config, len(epoch))]
+    twice = [image for image in set(epoch) if epoch.count(image) == 2]
+    assert len(twice) >= 2
+    for image in twice:
+        one, other = (images[place] for place, found in enumerate(order) if found == image)
+        assert not np.array_equal(one, other)
+
+
+def test_without_balance_no_label_is_read(records, monkeypatch):
+    monkeypatch.setattr(balance, "read_presence", None)
+    pipeline.training_stream(records, ANCHORS, make_config())
+    pipeline.read_batch_ids(records, make_config(), 1)
+    with pytest.raises(TypeError):
+        pipeline.read_batch_ids(records, make_config(**THINNED), 1)
+
+
+MIXED = {"augment__mosaic_probability": 0.7, "train__steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_workers", "start", "leaves"),
+    [((0, 1, 2), 3, 7, REPEATED), ((1,), 2, 5, {**MIXED, **THINNED})],
+)
+def test_workers_share_the_batches_of_one(records, workers, num_workers, start, leaves):
+    """Bit for bit; with a start that is a multiple neither of the workers nor of a mosaic's images."""
+    config = make_config(train__batch_size=6, **leaves)
+    whole = take(records, config, 3, start)
+    for worker in workers:
+        stream = pipeline.training_stream(records, ANCHORS, config, start, worker, num_workers)
+        for batch, part in zip(whole, stream.take(3).as_numpy_iterator(), strict=True):
+            shares = tf.nest.map_structure(lambda values: values[worker::num_workers], batch[:2])  # noqa: B023
+            check_equal([shares], [part[:2]])
+            assert len(part[2]) == 6 // num_workers
+            positives = part[1]["box_deltas"][..., 4].sum()
+            np.testing.assert_allclose(part[2], len(part[2]) / max(positives, 1), rtol=1e-6)
+
+
+def test_a_worker_decodes_its_own_share_alone(records, tmp_path):
+    """One image cannot be decoded: only the worker whose turn it is comes to grief."""
+    path, config = str(tmp_path / "cut.tfrecord"), make_config(train__batch_size=2)
+    with tf.io.TFRecordWriter(path) as opened:
+        for place, data in enumerate(reader.serialized_records(records).as_numpy_iterator()):
+            example = tf.train.Example.FromString(data)
+            if place == 4:
+                example.features.feature["image/encoded"].bytes_list.value[0] = b"no picture"
+            opened.write(example.SerializeToString())
+    cut = reader.RecordSet((path,), NUM_IMAGES, LABELS, (-1,))
+    ids = [int(name) for step in range(1, 6) for name in pipeline.read_batch_ids(cut, config, step)]
+    owner = ids.index(4) % 2
+    streams = [pipeline.training_stream(cut, ANCHORS, config, 0, worker, 2).take(5) for worker in range(2)]
+    assert len(list(streams[1 - owner])) == 5
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        list(streams[owner])
+
+
+def test_a_batch_that_workers_cannot_share_is_an_error(records):
+    with pytest.raises(ConfigError, match=r"^train\.batch_size: 4 is no multiple of 3 workers$"):
+        pipeline.training_stream(records, ANCHORS, make_config(train__batch_size=4), 0, 0, 3)

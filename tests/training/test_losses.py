@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from ssd_tf import config as configs
 from ssd_tf.boxes import coder, matcher, ops
 from ssd_tf.config import LossConfig
+from ssd_tf.data import targets as data_targets
 from ssd_tf.errors import ConfigError
 from ssd_tf.training.losses import (
     BoxLoss,
@@ -132,6 +134,67 @@ def test_class_loss_is_its_definition(ratio, min_negatives):
     np.testing.assert_allclose(ClassLoss(ratio, min_negatives).call(labels, logits), expected, rtol=1e-5)
 
 
+def test_class_weights_of_softmax_by_hand():
+    # Of three columns: ln 5 - ln 3 on the second, ln 5 on the others, ln 3 where all are equal.
+    logits = np.log(np.float32([[[1, 3, 1], [1, 3, 1], [1, 3, 1], [1, 1, 1], [1, 3, 1]]]))
+    labels = np.int32([[1, 2, 0, 0, -1]])
+    ln3, ln5 = np.log(3), np.log(5)
+    loss = ClassLoss(0.5, class_weights=(0.5, 4.0)).call(labels, logits)
+    np.testing.assert_allclose(loss, [0.5 * (ln5 - ln3) + 4 * ln5 + ln5], rtol=1e-6)  # one negative, the hardest
+    unmined = ClassLoss(0.0, class_weights=(0.0, 1.0)).call(labels, logits)
+    np.testing.assert_allclose(unmined, [ln5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "focal"])
+def test_class_weights_multiply_the_loss_and_its_gradient(kind):
+    rng = np.random.default_rng(30)
+    labels = rng.choice([0, 0, 0, 0, 1, 2, 3, -1], (3, 40)).astype(np.int32)
+    logits, weights = random_logits((3, 40, 3 + (kind == "softmax")), 31), (0.25, 3.0, 1.0)
+    of_anchors = np.float32([1, *weights])[np.maximum(labels, 0)]
+    plain, weighted = ClassLoss(2.0, kind=kind), ClassLoss(2.0, kind=kind, class_weights=weights)
+    gradient = class_gradient(plain, labels, logits)
+    chosen = (gradient != 0).any(-1)  # the same anchors are mined
+    np.testing.assert_allclose(
+        class_gradient(weighted, labels, logits), gradient * of_anchors[..., None], rtol=1e-5, atol=1e-7
+    )
+    options = {"alpha": 0.25, "gamma": 2.0} if kind == "focal" else {}
+    losses = {"softmax": log_softmax_losses, "sigmoid": sigmoid_losses, "focal": focal_losses}[kind]
+    sums = np.sum(losses(logits, np.maximum(labels, 0), **options) * of_anchors * chosen, axis=1)
+    np.testing.assert_allclose(weighted.call(labels, logits), sums, rtol=1e-5)
+    same = ClassLoss(2.0, kind=kind, class_weights=(1.0, 1.0, 1.0)).call(labels, logits)
+    np.testing.assert_array_equal(same, plain.call(labels, logits))
+
+
+def test_class_weights_are_one_a_class():
+    settings = LossConfig(class_weights=(1.0, 2.0))
+    with pytest.raises(ConfigError, match=r"^loss\.class_weights has 2 entries for 3 classes, it needs one for e"):
+        configs.Config(loss=settings, model=configs.ModelConfig(num_classes=3))
+    unknown = configs.Config(loss=settings)  # the records tell how many there are
+    with pytest.raises(ConfigError, match=r"^loss\.class_weights has 2 entries for 1 classes"):
+        configs.replace(unknown, model__num_classes=1)
+    assert configs.replace(unknown, model__num_classes=2).loss.class_weights == (1.0, 2.0)
+
+
+def test_an_image_without_objects_teaches_what_background_is():
+    found = data_targets.build_targets(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), np.tile(ANCHORS, (3, 1))
+    )
+    labels, logits = found["class_logits"][None], random_logits((1, 9, 3), 32)
+    assert labels.numpy().tolist() == [[0] * 9] and not found["box_deltas"].numpy().any()
+
+    def loss(**settings):
+        return make_losses(LossConfig(**settings), ANCHORS)["class_logits"].call(labels, logits).numpy()[0]
+
+    losses = np.sort(np.log(np.exp(logits).sum(-1)) - logits[..., 0])[0]
+    np.testing.assert_allclose(loss(min_negatives=3), losses[-3:].sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss(min_negatives=3, class_weights=(9.0, 9.0)), losses[-3:].sum(), rtol=1e-5)
+    assert loss(min_negatives=0) == 0.0
+    wrong = 1 / (1 + np.exp(-logits))
+    focal = 0.75 * (wrong**2 * -np.log(1 - wrong)).sum()  # every anchor, every class
+    np.testing.assert_allclose(loss(classification="focal"), focal, rtol=1e-5)
+    assert focal > 1
+
+
 def class_gradient(loss, labels, logits):
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
@@ -214,6 +277,7 @@ def test_smooth_l1_by_hand():
         ClassLoss(2.0, 5),
         ClassLoss(2.0, 5, "sigmoid", 0.1),
         ClassLoss(kind="focal", focal_alpha=0.75, focal_gamma=1.5),
+        ClassLoss(class_weights=(2.0, 0.5)),
         BoxLoss(0.5),
         BoxLoss(0.5, "ciou", ANCHORS / 3),
     ],
@@ -484,9 +548,9 @@ def test_config_chooses_the_losses():
     made = make_losses(LossConfig(), ANCHORS)
     assert made["class_logits"].get_config() == ClassLoss().get_config()
     assert made["box_deltas"].get_config() == BoxLoss().get_config()  # the anchors are not kept
-    settings = LossConfig("focal", 0.75, 1.5, 0.02, 0.1, "diou", 2.0, 4, 5.0)
+    settings = LossConfig("focal", 0.75, 1.5, 0.02, 0.1, "diou", 2.0, 4, 5.0, (3.0, 0.0))
     made = make_losses(settings, ANCHORS)
-    assert made["class_logits"].get_config() == ClassLoss(2.0, 4, "focal", 0.1, 0.75, 1.5).get_config()
+    assert made["class_logits"].get_config() == ClassLoss(2.0, 4, "focal", 0.1, 0.75, 1.5, (3.0, 0.0)).get_config()
     assert made["box_deltas"].get_config() == BoxLoss(5.0, "diou", ANCHORS).get_config()
 
 
