@@ -28,8 +28,10 @@ def resolve(config, records, val_records, run_dir, deterministic, write_line):
         steps = runs.open_run(run_dir).config.train.steps
     elif config.train.hours:
         seconds = _time_steps(config, records, deterministic)
-        steps = _steps_in(config.train, seconds, val_records)
-        write_line(f"{config.train.hours:g} hours are {steps:,} steps of {seconds:.3f} s and what validation takes")
+        steps = count_steps(config.train, seconds, val_records)
+        write_line(
+            f"{config.train.hours:g} hours are {steps:,} steps of {seconds:.3f} s and what validation takes"
+        )
     return configs.resolve_steps(config, records.num_examples, steps)
 
 
@@ -42,8 +44,14 @@ def _time_steps(config, records, deterministic):
     return trainer.time_steps(detector.model, pipeline.training_stream(records, detector.anchors, trial))
 
 
-def _steps_in(settings, seconds, val_records):
-    """How many steps fit into train.hours, at least one."""
+def count_steps(settings, seconds, val_records):
+    """Returns how many steps fit into train.hours, at least one.
+
+    Args:
+      settings: config.TrainConfig.
+      seconds: of a step.
+      val_records: RecordSet that is validated on beside it, or None.
+    """
     num_images = val_records.num_examples * (2 if settings.ema else 1) if val_records else 0
     validation = seconds * _FORWARD * num_images / settings.batch_size
     spent = settings.hours * 3600

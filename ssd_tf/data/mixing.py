@@ -72,7 +72,7 @@ def mosaic(parts, seed, image_size, settings, resize_rule):
 
 
 def _draw_part(sample, ignore, uniforms, extent, size, settings, resize_rule):
-    """One image of a mosaic: as large as alone on the canvas or smaller, cut so that it fills `extent`."""
+    """One image of a mosaic, cut to fill `extent`: as large as alone, or smaller where that fills it too."""
     color, place, orient = tf.split(uniforms, _SHARES)
     pose = augment.draw_pose(orient, settings)
     extent, size = augment.size_before(extent, pose), augment.size_before(size, pose)

@@ -31,7 +31,8 @@ def name(file):
 def averaged(model):
     """Inside, a compiled model has its averaged weights, which it must not be trained with."""
     optimizer, pairs = _optimizer(model), []
-    if optimizer.built and int(optimizer.iterations):  # before the first update there is no average
+    updates = keras.ops.convert_to_numpy(optimizer.iterations)
+    if optimizer.built and updates > 0:  # before the first there is no average
         pairs = list(zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True))
     before = [keras.ops.convert_to_numpy(variable) for variable, _ in pairs]
     try:

@@ -266,7 +266,8 @@ class Checkpoints:
 
 def _scores(result):
     """The mAP of a validation, and where the weights have an average that of both."""
-    scores = {file: "n/a" if value is None else f"{value:.4f}" for file, value in result["by_weights"].items()}
+    values = result.get("by_weights", {runs.WEIGHTS: result["mAP"]})
+    scores = {file: "n/a" if value is None else f"{value:.4f}" for file, value in values.items()}
     if len(scores) == 1:
         return f"mAP {next(iter(scores.values()))}"
     return "mAP " + ", ".join(f"{score} of the {averaging.name(file)} weights" for file, score in scores.items())

@@ -158,7 +158,7 @@ def follow(model, make_stream, config, team):
 
 
 def _fit(team, model, stream, steps, config, signals):
-    """Keras' loop, whose epochs are the intervals over which it averages the losses, or that of several workers."""
+    """Keras' loop, whose epochs are the intervals of averaged losses, or that of several workers."""
     settings = config.train
     if team.num_workers > 1:
         teams.fit(team, model, stream, steps, settings, config.loss.min_negatives, signals)

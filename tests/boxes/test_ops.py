@@ -97,6 +97,14 @@ def test_flip_mirrors_left_to_right_and_is_its_own_inverse(xp):
     check(ops.flip(ops.flip(boxes, xp), xp), boxes, atol=1e-6)
 
 
+def test_flip_vertically_mirrors_top_to_bottom_and_is_its_own_inverse(xp):
+    check(ops.flip_vertically(array([0.1, 0.2, 0.5, 0.3]), xp), [[0.5, 0.2, 0.9, 0.3]])
+    boxes = random_boxes(3, 20)
+    check(ops.flip_vertically(ops.flip_vertically(boxes, xp), xp), boxes, atol=1e-6)
+    half_turned = ops.flip(ops.flip_vertically(boxes, xp), xp)
+    check(half_turned, 1 - boxes[:, [2, 3, 0, 1]], atol=1e-6)
+
+
 def test_rescale_makes_the_window_the_unit_square(xp):
     window = np.array([0.2, 0.4, 0.6, 0.5], np.float32)
     boxes = array([0.2, 0.4, 0.6, 0.5], [0.4, 0.45, 0.5, 0.55], [0, 0, 1, 1])

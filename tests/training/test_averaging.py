@@ -5,6 +5,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ssd_tf import config as configs
 from ssd_tf import runs
@@ -210,6 +211,21 @@ def test_a_step_that_overflows_leaves_the_average():
     assert np.array_equal(model.trainable_variables[0].numpy(), kernel)
     after = read_average(model)
     assert same(before[:2], after[:2]) and count == 6
+
+
+def test_variables_of_several_devices_are_swapped_as_well():
+    """MirroredStrategy's are no numbers to Python, on one device neither."""
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = small_model()
+        model.optimizer.build(model.trainable_variables)
+        assert type(model.optimizer.iterations.value).__name__ == "MirroredVariable"
+        model.optimizer._iterations.assign(1)
+        raw = [weight.numpy() for weight in model.trainable_variables]
+        for average, value in zip(model.optimizer._model_variables_moving_average, raw, strict=True):
+            average.assign(value + 1)
+        with averaging.averaged(model):
+            assert same([weight.numpy() for weight in model.trainable_variables], [value + 1 for value in raw])
+        assert same([weight.numpy() for weight in model.trainable_variables], raw)
 
 
 def test_variants_are_the_files_of_a_checkpoint():

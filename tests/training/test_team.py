@@ -104,7 +104,11 @@ def test_equals_a_training_on_one_device(trainings, kind):
             ["c:1", "a:1", "b:2"],
             2,
         ),
-        ('{"cluster": {"chief": ["c:1"], "worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', ["c:1", "a:1"], 0),
+        (
+            '{"cluster": {"chief": ["c:1"], "worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+            ["c:1", "a:1"],
+            0,
+        ),
     ],
 )
 def test_cluster_is_read(text, addresses, index):

@@ -1,17 +1,19 @@
 """Whole trainings of a small network: they learn, and no interruption changes what they learn."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
 
 from ssd_tf import config as configs
 from ssd_tf import fileio, runs
-from ssd_tf.api import build, predict
+from ssd_tf.api import build, clock, predict
 from ssd_tf.api import train as trains
 from ssd_tf.boxes import ops
 from ssd_tf.data import pipeline
@@ -19,7 +21,7 @@ from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, Interrupted,
 from ssd_tf.fileio import directory_lock
 from ssd_tf.records import reader
 from ssd_tf.structures import LabelMap
-from ssd_tf.training import callbacks, trainer
+from ssd_tf.training import callbacks, checkpoint, trainer
 from ssd_tf.training.losses import make_losses
 
 RECIPE = """
@@ -126,6 +128,46 @@ def test_interrupted_training_equals_an_uninterrupted_one(recipe, drawn_records,
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8]
 
 
+EVERYTHING = (
+    "train.ema=0.9",
+    "train.accumulate=2",
+    "train.optimizer=adamw",
+    "train.learning_rate=0.002",
+    "train.backbone_rate=0.1",
+    "train.freeze_to=relu0",
+    "augment.mosaic_probability=0.5",
+    "augment.mixup_probability=0.5",
+    "augment.vertical_flip_probability=0.5",
+    "augment.rotate_probability=0.5",
+    "data.balance=repeat",
+    "data.repeat_threshold=0.9",
+    "train.checkpoint_steps=3",  # in the middle of an update of two steps
+)
+
+
+def test_no_interruption_changes_what_all_options_together_learn(recipe, drawn_records, tmp_path):
+    """Optimizer, average and half-accumulated gradients included."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_training(recipe, drawn_records, whole, *EVERYTHING)
+    with pytest.raises(Cut):
+        run_training(recipe, drawn_records, cut, *EVERYTHING, write_line=cut_at(4))
+    assert (cut / "LATEST").read_text() == "step-00000003\n"
+    run_training(recipe, drawn_records, cut, *EVERYTHING)
+    first, second = (json.loads((path / "step-00000008" / "state.json").read_text())["files"] for path in (whole, cut))
+    assert first == second and {"average.weights.h5", "model.weights.h5", "optimizer.npz"} == set(first)
+
+
+def test_the_run_shows_the_averaged_weights(recipe, drawn_records, tmp_path):
+    run_training(recipe, drawn_records, tmp_path / "run", "train.ema=0.9")
+    found = runs.find_checkpoint(tmp_path / "run")
+    assert found.weights == "average.weights.h5"
+    raw = build.build(runs.open_run(tmp_path / "run").config).model
+    checkpoint.load_weights(dataclasses.replace(found, weights=runs.WEIGHTS), raw)
+    trainable = [weight.path for weight in raw.trainable_weights]
+    for weight, shown in zip(raw.weights, final_weights(tmp_path / "run"), strict=True):
+        assert np.array_equal(weight, shown) == (weight.path not in trainable)
+
+
 def test_another_seed_gives_other_weights(recipe, drawn_records, tmp_path):
     run_training(recipe, drawn_records, tmp_path / "a", "train.steps=2")
     run_training(recipe, drawn_records, tmp_path / "b", "train.steps=2", "train.seed=1")
@@ -201,7 +243,7 @@ def prepare(recipe, drawn_records, run_dir, *overrides):
     """(run, function (validate, hooks=...) that trains it from its last checkpoint on)."""
     config = configs.load_config(str(recipe), overrides)
     records = reader.open_records(str(drawn_records))
-    config = trains.resolve(config, records)
+    config = clock.resolve(config, records, None, run_dir, False, print)
     run = runs.start_run(run_dir, config, records.label_map, records.num_examples)
 
     def go_on(validate=None, write_line=lambda _: None, hooks=()):
@@ -266,6 +308,65 @@ def test_validation_decides_what_is_best(recipe, drawn_records, tmp_path):
     assert silent == list(range(1, 9))
     assert runs.find_checkpoint(run.path).state["best"]["value"] == 0.5
     assert any(line.startswith("step 2: validation mAP n/a (voc07, ") for line in lines)
+
+
+def test_early_stopping_waits_for_a_better_validation(recipe, drawn_records, tmp_path):
+    """Patience 2 after the best one; started again, it stays ended."""
+    run, go_on = prepare(
+        recipe, drawn_records, tmp_path / "run", "train.validation_steps=1", "train.early_stopping=2"
+    )
+    metrics, lines, hook = iter([0.1, 0.3, 0.2, 0.4, 0.4, 0.3, 0.9]), [], Hook()
+    result = go_on(lambda: {"mAP": next(metrics), "metric": "voc07"}, lines.append, (hook,))
+    assert (result["step"], result["best_metric"], hook.told[-1]) == (6, 0.4, "finish")
+    told = "stopped early: 2 validations without a better one than 0.4000 of step-00000004 (train.early_stopping)"
+    assert lines[-1] == told
+    assert runs.find_checkpoint(run.path).state["step"] == 6
+    again = go_on(lambda: pytest.fail("validated"), lines.append)
+    assert (again["step"], lines[-1]) == (6, told)
+
+
+def test_early_stopping_needs_validation(recipe, drawn_records, tmp_path):
+    with pytest.raises(ConfigError, match=r"^train\.early_stopping needs validation: give --val$"):
+        run_training(recipe, drawn_records, tmp_path / "run", "train.early_stopping=1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_hours_become_steps_once(recipe, drawn_records, tmp_path, monkeypatch):
+    """Of .25 s each, in a 120th of an hour: 120; the run keeps them however fast it is when it goes on."""
+    seconds = iter([0.25])
+    monkeypatch.setattr(trainer, "time_steps", lambda model, stream: next(seconds))
+    hours, lines = "train.hours=0.008333333333333333", []
+    with pytest.raises(Cut):
+        run_training(recipe, drawn_records, tmp_path / "run", hours, write_line=cut_at(6))
+    config = runs.open_run(tmp_path / "run").config
+    assert (config.train.steps, config.train.hours) == (120, 0.0)
+    with pytest.raises(Cut):
+        run_training(recipe, drawn_records, tmp_path / "run", hours, write_line=cut_at(8))
+    with pytest.raises(ConfigError, match=r"steps"):
+        configs.load_config(None, ["train.hours=1", "train.steps=5"])
+
+
+def test_hours_leave_time_for_validation(drawn_records):
+    """Ten passes of 4 images, each a third of a step's time an image; or one every second step."""
+    records = reader.open_records(str(drawn_records))
+    settings = configs.TrainConfig(hours=1 / 3600, batch_size=2)
+    assert clock.count_steps(settings, 0.01, None) == 100
+    assert clock.count_steps(settings, 0.01, records) == 93  # 1 - 10 * 2 * .01 / 3 seconds are left
+    settings = dataclasses.replace(settings, validation_steps=2)
+    assert clock.count_steps(settings, 0.01, records) == 75
+    assert clock.count_steps(dataclasses.replace(settings, ema=0.9), 0.01, records) == 60
+    assert clock.count_steps(settings, 10.0, records) == 1
+
+
+def test_steps_are_timed(recipe, drawn_records):
+    config = configs.load_config(str(recipe))
+    records = reader.open_records(str(drawn_records))
+    config = clock.resolve(config, records, None, "nowhere", False, print)
+    detector = build.build(config)
+    trainer.compile_detector(detector.model, make_losses(config.loss, detector.anchors), config.train)
+    begun = time.perf_counter()
+    seconds = trainer.time_steps(detector.model, pipeline.training_stream(records, detector.anchors, config))
+    assert 0 < seconds < (time.perf_counter() - begun) / 10
 
 
 def test_validation_that_a_kill_came_before_is_made_up_for(recipe, drawn_records, tmp_path):
