@@ -35,7 +35,15 @@ setup(
         "gpu": ["tensorflow[and-cuda]>=2.20,<2.23"],
         "tensorboard": ["tensorboard>=2.20,<2.23"],
         "import": ["safetensors>=0.4"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "pycocotools>=2.0.8", "ruff>=0.14", "safetensors>=0.4"],
+        "jax": ["jax>=0.10,<1"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "pycocotools>=2.0.8",
+            "ruff>=0.14",
+            "safetensors>=0.4",
+            "jax>=0.10,<1",
+        ],
     },
     entry_points={
         "console_scripts": [

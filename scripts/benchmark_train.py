@@ -1,4 +1,4 @@
-"""Training step, network and inference of SSD300-VGG16 and SSDLite-MobileNetV2 on an accelerator, beside torchvision.
+"""Training step and inference of SSD300-VGG16 and SSDLite-MobileNetV2 on an accelerator, beside torchvision.
 
 PYTHONPATH=. python scripts/benchmark_train.py [--models=NAME,...] [--batches=1,8] [--precisions=float32,tf32]
 
@@ -7,8 +7,8 @@ process of its own, so that its peak memory is its own and running out of memory
 measurement, then a table. Weights are random; batches lie on the device already.
 
 "train" is the step that Keras' fit compiles for JAX: losses, mining, gradients, clipping, update. The targets come
-with the batch, as from the input pipeline; torchvision matches anchors inside its step. "network" ends at logits and
-deltas; "infer" goes on to detections, with the suppression of inference.nms inside the compiled function.
+with the batch, as from the input pipeline; torchvision matches anchors inside its step. "network" ends at logits
+and deltas; "infer" goes on to detections, with the suppression of inference.nms inside the compiled function.
 torchvision's ssd300_vgg16 is the same network, its ssdlite320_mobilenet_v3_large the nearest that it has to ours.
 Both have image sizes of their own: they stay out where --image_size is given.
 """

@@ -28,9 +28,15 @@ def main():
     bench = side(cell)
     for work in cell["works"]:
         figures = time_work(getattr(bench, work), bench.wait, cell["rounds"], cell["steps"])
-        per_second = cell["batch"] * 1e3 / figures["ms"]
-        row = {"work": work, **figures, "images_per_second": per_second, "peak_mib": bench.read_peak()}
-        print(json.dumps({**row, "image_size": bench.image_size, "device": bench.describe()["device"]}), flush=True)
+        row = {
+            "work": work,
+            **figures,
+            "images_per_second": cell["batch"] * 1e3 / figures["ms"],
+            "peak_mib": bench.read_peak(),
+            "image_size": bench.image_size,
+            **bench.describe(),
+        }
+        print(json.dumps(row), flush=True)
 
 
 def time_work(work, wait, rounds, steps):

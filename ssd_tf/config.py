@@ -191,8 +191,9 @@ class TrainConfig:
     momentum (less at the start), which is what a checkpoint then shows to test and demo.
 
     `freeze` names groups of layers that do not learn; `freeze_to` freezes a layer and all that it depends on: a
-    name, or where Keras makes names up the index in the backbone. `freeze_batch_norm` is about the backbone's. `validation_steps` 0: ten times a training. `early_stopping`
-    ends it after so many validations in a row without a better one. `devices` 0: all there are.
+    name, or where Keras makes names up the index in the backbone. `freeze_batch_norm` is about the backbone's.
+    `validation_steps` 0: ten times a training. `early_stopping` ends it after so many validations in a row without
+    a better one. `devices` 0: all there are.
     """
 
     batch_size: int = setting(32, low=1, high=100_000)

@@ -37,7 +37,7 @@ def resolve(config, records, val_records, run_dir, deterministic, write_line):
 
 def _time_steps(config, records, deterministic):
     """Seconds of a step, tried on a network that is thrown away."""
-    trial = configs.replace(config, train__hours=0.0, train__steps=_TRIAL_STEPS)
+    trial = configs.replace(config, train__hours=0.0, train__steps=max(_TRIAL_STEPS, config.train.accumulate))
     detector = build.build(trial, load_weights=False, precision=config.train.precision)
     losses = make_losses(config.loss, detector.anchors)
     trainer.compile_detector(detector.model, losses, trial.train, deterministic)

@@ -3,12 +3,10 @@
 import math
 import warnings
 
-import keras
-
 from ssd_tf.api import build
 from ssd_tf.data import pipeline
 from ssd_tf.records import reader
-from ssd_tf.training import trainer
+from ssd_tf.training import devices, trainer
 from ssd_tf.training.losses import make_losses
 
 
@@ -23,7 +21,7 @@ def build_detector(config, load_weights, team):
     Returns:
       (build.Detector, list of the warnings that came up).
     """
-    keras.utils.set_random_seed(config.train.seed)
+    devices.set_seed(config.train.seed)
     with warnings.catch_warnings(record=True) as caught, team.scope():
         warnings.simplefilter("always", UserWarning)
         detector = build.build(config, load_weights, config.train.precision)
@@ -81,7 +79,7 @@ def describe(config, model, records, init_from, deterministic, team):
     epochs = settings.steps * settings.batch_size / records.num_examples
     yield (
         f"{config.model.backbone} {config.model.image_size[1]}x{config.model.image_size[0]}, "
-        f"{model.count_params():,} parameters, {settings.precision} on {_device()}"
+        f"{model.count_params():,} parameters, {settings.precision} on {devices.name_device()}"
     )
     yield (
         f"{records.num_examples:,} images, {len(records.label_map)} classes; {settings.steps:,} steps of "
@@ -95,7 +93,3 @@ def describe(config, model, records, init_from, deterministic, team):
         repeated = settings.batch_size - records.num_examples
         yield f"{repeated} examples repeat inside a batch of {settings.batch_size} (train.batch_size)"
 
-
-def _device():
-    devices = keras.distribution.list_devices()
-    return next((device for device in devices if "cpu" not in device.lower()), devices[0] if devices else "cpu")

@@ -2,7 +2,7 @@
 
 from ssd_tf import fileio, runs
 from ssd_tf.api import build, clock, reports, session, start
-from ssd_tf.data import anchor_fit, pipeline
+from ssd_tf.data import anchor_fit, balance, pipeline
 from ssd_tf.errors import ConfigError
 from ssd_tf.records import reader
 from ssd_tf.training import devices, trainer
@@ -70,7 +70,7 @@ def train(
                 start.prepare(detector, config, records, origin, run.path, write_line)
             session.compile_detector(detector, config, deterministic, team)
             lines = session.describe(config, detector.model, records, init_from, deterministic, team)
-            for line in (*lines, *remarks, *beyond_reach):
+            for line in (*lines, *balance.describe(records, config), *remarks, *beyond_reach):
                 write_line(line)
             if check_anchors:
                 for line in anchor_fit.describe(records, detector.anchors, config):

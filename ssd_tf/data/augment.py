@@ -2,7 +2,8 @@
 
 Expand, crop and resize are one affine map from the image to the network input. The window is drawn from the
 boxes alone; only the part of the image that it shows is decoded, resized straight to its place on the canvas,
-recoloured there, and padded with the mean. All randomness comes from one vector of uniform numbers per image.
+recoloured there, and padded with the mean; turns and mirrorings come last, on the small picture. All randomness
+comes from one vector of uniform numbers per image.
 
 Departures from caffe's chain: resizing is always bilinear (caffe draws one of five kinds); colours are changed
 by one linear map per image, with saturation and hue as scaling and rotation of the chroma plane in YIQ

@@ -23,6 +23,17 @@ def let_memory_grow():
             tf.config.experimental.set_memory_growth(device, True)
 
 
+def set_seed(seed):
+    """Seeds Keras, TensorFlow, NumPy and Python."""
+    keras.utils.set_random_seed(seed)
+
+
+def name_device():
+    """Returns the name of the first accelerator, or of the CPU."""
+    names = keras.distribution.list_devices()
+    return next((name for name in names if "cpu" not in name.lower()), names[0] if names else "cpu")
+
+
 def make_deterministic():
     """Lets this process use deterministic operations alone, from here on.
 

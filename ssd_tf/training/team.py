@@ -17,6 +17,8 @@ import tensorflow as tf
 from ssd_tf.boxes import matcher
 from ssd_tf.errors import ConfigError, EnvironmentFault, TrainingError
 
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+_LOST_WORDS = ("Collective ops is aborted", "heartbeat")
 _POSITIVE = 4  # column of the box targets that is 1 where an anchor is matched
 
 
@@ -83,6 +85,8 @@ def form(settings):
             raise ConfigError("TF_CONFIG names several workers: they need KERAS_BACKEND=tensorflow")
         return ALONE
     team = _meet(addresses, worker, settings) if len(addresses) > 1 else _gather(settings.devices)
+    if team.strategy and settings.accumulate > 1:  # Keras 3.15 would sum gradients inside a condition
+        raise ConfigError("train.accumulate is for one device: several hold a larger train.batch_size")
     if settings.batch_size % team.num_replicas:
         raise ConfigError(
             f"train.batch_size ({settings.batch_size}) must be a multiple of the {team.num_replicas} devices"
@@ -196,8 +200,9 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
     take_step = _make_step(team, model, settings.batch_size, min_negatives)
     means, count = {}, 0
     while not model.stop_training:
-        values = take_step(iterator, tf.constant(1.0 if signals.caught else 0.0))
-        values = {name: float(value) for name, value in values.items()}
+        with _lost_workers(steps.step + 1):
+            values = take_step(iterator, tf.constant(1.0 if signals.caught else 0.0))
+            values = {name: float(value) for name, value in values.items()}
         signals.agreed = values.pop("wishes") > 0
         count = count % settings.log_steps + 1
         means = {name: means.get(name, 0.0) * (count > 1) for name in values}
@@ -211,6 +216,19 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
         if settings.early_stopping:  # the chief alone validates
             (stopping,) = _sum(team, [tf.constant(float(model.stop_training))])
             model.stop_training = stopping > 0
+
+
+@contextlib.contextmanager
+def _lost_workers(step):
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if not isinstance(error, _LOST) and not any(word in str(error) for word in _LOST_WORDS):
+            raise
+        raise EnvironmentFault(
+            f"step {step}: another worker was lost: start the same command on each of them again, and they go on "
+            "from the last checkpoint"
+        ) from error
 
 
 def _sum(team, values):

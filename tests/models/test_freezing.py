@@ -196,6 +196,29 @@ def test_both_paths_of_a_dual_path_are_one_set_of_layers(small):
     assert weighty(freezing.freeze(model, (), "left_2")) == {*STEM, "left_1", "left_2"}
 
 
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+def test_models_inside_the_backbone_are_opened(small, kind):
+    """What the outer one has before the inner one counts, what the inner one has behind the layer does not."""
+
+    def nested(image_shape, weights):
+        image = keras.Input(image_shape)
+        x = keras.layers.Conv2D(4, 3, 8, "same", name="outer_stem")(image)
+        layers = [keras.layers.Conv2D(4, 1, name=f"inner_{index}") for index in range(3)]
+        inner = keras.Sequential([keras.Input((None, None, 4)), *layers], name="inner")
+        if kind == "functional":
+            inner = keras.Model(inner.inputs[0], inner.outputs[0], name="inner")
+        x = keras.layers.Conv2D(4, 1, name="outer_middle")(inner(x))
+        return keras.Model(image, keras.layers.Conv2D(4, 3, 2, "same", name="outer_last")(x))
+
+    registry.register_backbone("nested", taps=("outer_middle", "outer_last"))(nested)
+    settings = configs.ModelConfig(backbone="nested", weights="none", image_size=(64, 64))
+    expected = {"inner_1": {"outer_stem", "inner_0", "inner_1"}, "outer_stem": {"outer_stem"}}
+    inner = {"outer_stem", "inner_0", "inner_1", "inner_2"}
+    for last, frozen in {**expected, "inner": inner, "outer_middle": {*inner, "outer_middle"}}.items():
+        model = make_detector(settings)
+        assert weighty(freezing.freeze(model, (), last)) == frozen == all_weighty(model) - learning(model)
+
+
 def test_layers_behind_another_models_use_of_them_do_not_count(small):
     """A layer of the network that somebody else calls again depends on nothing more for that."""
     model = make_detector(small)

@@ -1,4 +1,4 @@
-"""Training on JAX beside TensorFlow: the same losses, checkpoints that either goes on from, the same detections."""
+"""Training on JAX beside TensorFlow: the same losses and detections, checkpoints that either goes on from."""
 
 import importlib.util
 import json
@@ -23,13 +23,14 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None, reason="needs jax, Keras' other backend (pip install jax)"
 )
 _STEPS = 20
+_COMPILE_FAST = "--xla_backend_optimization_level=0"  # nothing here runs long enough to repay the compiler's work
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def trainings(drawn_records, tmp_path_factory):
-    """Run directories of one training: `tensorflow`, `jax`, and `mixed`, which has JAX's first half and TensorFlow's
-    second. Beside them what JAX `found` at its end."""
+    """Run directories of one training: `tensorflow`, `jax`, and `mixed`, the first half JAX's, the second
+    TensorFlow's. Beside them what JAX `found` at its end."""
     folder, records = tmp_path_factory.mktemp("backends"), str(drawn_records)
     paths = {name: str(folder / name) for name in ("origin", "tensorflow", "jax", "mixed")}
     before = dict(registry._BACKBONES)
@@ -38,7 +39,7 @@ def trainings(drawn_records, tmp_path_factory):
         # The backends draw different random numbers: both begin with the weights of one run.
         backend_run.train(records, paths["origin"], steps=1)
         backend_run.train(records, paths["tensorflow"], paths["origin"])
-        found = run_on_jax(records, paths["origin"], paths["jax"])
+        found = run_on_jax(backend_run.__file__, records, paths["origin"], paths["jax"])
         copy_half(paths["jax"], paths["mixed"])
         backend_run.train(records, paths["mixed"])
         yield SimpleNamespace(**paths, found=found)
@@ -56,10 +57,11 @@ def copy_half(run_dir, target):
 
 
 def run_on_jax(*arguments):
-    """Runs backend_run.py in a process of its own: Keras chooses its backend when it is imported."""
+    """Runs Python with these arguments: Keras chooses its backend when it is imported. Returns the last line."""
+    chosen = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": _COMPILE_FAST}
     done = subprocess.run(
-        [sys.executable, backend_run.__file__, *arguments],
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        [sys.executable, *arguments],
+        env={**os.environ, **chosen},
         capture_output=True,
         text=True,
         timeout=300,
@@ -104,13 +106,41 @@ def test_checkpoints_are_those_of_tensorflow(trainings, name):
 
 
 def test_each_half_was_made_by_its_backend(trainings):
-    found = [sorted(Path(path).glob("step-*")) for path in (trainings.mixed, trainings.tensorflow)]
-    first, last, *others = (json.loads((path / "state.json").read_text("utf-8")) for path in sum(found, []))
-    assert (first["versions"].keys() ^ last["versions"].keys()) == {"jax", "tensorflow"}
-    assert "jax" in first["versions"] and all("tensorflow" in state["versions"] for state in others)
+    folders = sorted(Path(trainings.mixed).glob("step-*"))
+    first, second = (json.loads((folder / "state.json").read_text("utf-8"))["versions"] for folder in folders)
+    assert "jax" in first and "tensorflow" not in first
+    assert "tensorflow" in second and "jax" not in second
 
 
 def test_detections_are_those_of_tensorflow(trainings):
     for found, expected in zip(trainings.found, backend_run.detect(trainings.jax), strict=True):
         assert len(expected) > 10
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+WITHOUT_TENSORFLOW = """
+import json, sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "cv2", "PIL"):
+            raise ModuleNotFoundError(f"blocked: {name}")
+
+sys.meta_path.insert(0, Block())
+import numpy as np
+from ssd_tf.config import PostprocessConfig
+from ssd_tf.inference.postprocess import postprocess
+
+anchors = np.float32([[0, 0, 1, 0.5], [0, 0, 0.9, 0.5], [0.5, 0.5, 1, 1]])
+outputs = {"class_logits": np.float32([[[0, 3], [0, 2], [0, 1]]]), "box_deltas": np.zeros((1, 3, 4), np.float32)}
+found = postprocess(outputs, anchors, PostprocessConfig(max_detections=4), True)
+print(json.dumps([np.asarray(values)[0].tolist() for values in found]))
+"""
+
+
+def test_postprocessing_needs_no_tensorflow():
+    """The second box overlaps the first by .9."""
+    boxes, scores, classes, count = run_on_jax("-c", WITHOUT_TENSORFLOW)
+    assert (count, classes[:2]) == (2, [1, 1])
+    np.testing.assert_allclose(boxes[:2], [[0, 0, 1, 0.5], [0.5, 0.5, 1, 1]], atol=1e-6)
+    np.testing.assert_allclose(scores, [1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-1)), 0, 0], rtol=1e-5)

@@ -5,6 +5,7 @@ Each process of a training is a Python of its own: the devices of TensorFlow can
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +93,45 @@ def test_equals_a_training_on_one_device(trainings, kind):
     np.testing.assert_allclose(read_losses(trainings / kind), losses, rtol=1e-4, atol=1e-4)
     weights = team_process.read_weights(trainings / "one", STEPS)
     np.testing.assert_allclose(team_process.read_weights(trainings / kind, STEPS), weights, rtol=0, atol=1e-4)
+
+
+def follow_to(process, step):
+    """Reads what a process prints until it has done a step."""
+    for line in process.stdout:
+        if f"step {step}/" in line:
+            return
+    pytest.fail(process.stderr.read()[-2000:])
+
+
+def test_workers_go_on_after_a_kill_and_after_a_signal(trainings, drawn_records, tmp_path):
+    """Both workers end; started again, they continue, and nothing is different in the end."""
+    run_dir = tmp_path / "run"
+
+    def begin_workers():
+        addresses = free_addresses(2)
+        return [begin(drawn_records, run_dir, workers=addresses, worker=index) for index in range(2)]
+
+    chief, other = begin_workers()
+    follow_to(chief, 24)
+    other.kill()
+    code, out, _ = finish(chief)
+    finish(other)
+    assert code == 5 and "another worker was lost: start the same command" in out
+    assert (run_dir / "LATEST").read_text() == "step-00000020\n"
+
+    chief, other = begin_workers()
+    follow_to(chief, 32)
+    other.send_signal(signal.SIGTERM)
+    (code, out, _), (other_code, other_out, _) = finish(chief), finish(other)
+    assert (code, other_code) == (143, 143) and "run the same command" in out and "run the same command" in other_out
+    saved = int((run_dir / "LATEST").read_text().removeprefix("step-"))
+    assert 32 < saved < STEPS
+
+    chief, other = begin_workers()
+    (code, out, err), _ = finish(chief), finish(other)
+    assert code == 0 and f"going on from step {saved}" in out, err[-2000:]
+    weights = team_process.read_weights(trainings / "one", STEPS)
+    np.testing.assert_allclose(team_process.read_weights(run_dir, STEPS), weights, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
