@@ -78,8 +78,6 @@ def train(
         checkpoint.restore(last, model)
         for line in _resume_lines(last, deterministic):
             write_line(line)
-    if team.num_workers > 1:
-        teams.share_state(team, model, start)
     schedule = optimizers.make_schedule(settings)
     with callbacks.Signals(Interrupted) as signals:
         log = callbacks.Log(run, start, schedule, write_line)
@@ -89,7 +87,10 @@ def train(
         )
         saver.catch_up(start)
         steps = None
-        if start < settings.steps and not saver.is_patience_spent():
+        going_on = start < settings.steps and not saver.is_patience_spent()
+        if team.num_workers > 1:
+            teams.share_state(team, model, start if going_on else settings.steps)
+        if going_on:
             steps = callbacks.Steps(start, settings.steps, [guard, log, *hooks, saver])
             _fit(team, model, make_stream(start * settings.batch_size), steps, run.config, signals)
     if steps:
