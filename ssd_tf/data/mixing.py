@@ -123,8 +123,8 @@ def draw_share(seed, alpha):
     Returns:
       float32 scalar in [0, 1], of the distribution Beta(alpha, alpha).
     """
-    # Gamma(alpha) is Gamma(alpha + 1) times a power of a uniform number. Their logarithms are finite, where small
-    # alphas would make both gamma numbers of a ratio 0.
+    # Gamma(alpha) is Gamma(alpha + 1) times a power of a uniform number. Taken as logarithms, as both numbers of a
+    # ratio may be too small for float32 where alpha is small.
     gammas = tf.random.stateless_gamma([2], seed, alpha + 1.0)
     logarithms = tf.math.log(gammas) + tf.math.log1p(-tf.random.stateless_uniform([2], _fold_in(seed, 1))) / alpha
     return tf.sigmoid(logarithms[0] - logarithms[1])

@@ -69,7 +69,8 @@ def restore(checkpoint, model):
       DataError: the files do not fit the model.
     """
     _load(checkpoint.path / runs.WEIGHTS, model)
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     if not (checkpoint.path / OPTIMIZER).exists():
         raise DataError(f"no training can go on from here, it has no {OPTIMIZER}: {shown(checkpoint.path)}")
     variables = model.optimizer.variables

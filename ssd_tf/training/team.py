@@ -200,7 +200,7 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
     take_step = _make_step(team, model, settings.batch_size, min_negatives)
     means, count = {}, 0
     while not model.stop_training:
-        with _lost_workers(steps.step + 1):
+        with _lost_workers():
             values = take_step(iterator, tf.constant(1.0 if signals.caught else 0.0))
             values = {name: float(value) for name, value in values.items()}
         signals.agreed = values.pop("wishes") > 0
@@ -219,15 +219,16 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
 
 
 @contextlib.contextmanager
-def _lost_workers(step):
+def _lost_workers():
+    """Turns what TensorFlow says of a worker that is gone into one line."""
     try:
         yield
     except tf.errors.OpError as error:
         if not isinstance(error, _LOST) and not any(word in str(error) for word in _LOST_WORDS):
             raise
         raise EnvironmentFault(
-            f"step {step}: another worker was lost: start the same command on each of them again, and they go on "
-            "from the last checkpoint"
+            "another worker was lost: start the same command on each of them again, and they go on from the last "
+            "checkpoint"
         ) from error
 
 
@@ -238,7 +239,8 @@ def _sum(team, values):
         own = [tf.identity(value) for value in own]  # arguments have no device to be summed on
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
-    summed = tf.function(lambda own: team.strategy.run(on_replica, args=(own,)))(values)
+    with _lost_workers():
+        summed = tf.function(lambda own: team.strategy.run(on_replica, args=(own,)))(values)
     return [team.strategy.experimental_local_results(value)[0].numpy() for value in summed]
 
 

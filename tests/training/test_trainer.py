@@ -152,14 +152,16 @@ EVERYTHING = (
 )
 
 
-def test_no_interruption_changes_what_all_options_together_learn(recipe, drawn_records, tmp_path):
-    """Optimizer, average and half-accumulated gradients included."""
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_no_interruption_changes_what_all_options_together_learn(precision, recipe, drawn_records, tmp_path):
+    """Optimizer, average, half-accumulated gradients and the scale of the loss included."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_training(recipe, drawn_records, whole, *EVERYTHING)
+    options = (*EVERYTHING, f"train.precision={precision}")
+    run_training(recipe, drawn_records, whole, *options)
     with pytest.raises(Cut):
-        run_training(recipe, drawn_records, cut, *EVERYTHING, write_line=cut_at(4))
+        run_training(recipe, drawn_records, cut, *options, write_line=cut_at(4))
     assert (cut / "LATEST").read_text() == "step-00000003\n"
-    run_training(recipe, drawn_records, cut, *EVERYTHING)
+    run_training(recipe, drawn_records, cut, *options)
     assert_same_weights(whole, cut)
     for first, second in zip(*(shown_weights(path, runs.WEIGHTS) for path in (whole, cut)), strict=True):
         assert np.array_equal(first, second)
