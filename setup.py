@@ -38,6 +38,7 @@ setup(
         "jax": ["jax>=0.10,<1"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "pycocotools>=2.0.8",
             "ruff>=0.14",

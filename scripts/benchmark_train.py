@@ -8,7 +8,8 @@ measurement, then a table. Weights are random; batches lie on the device already
 
 "train" is the step that Keras' fit compiles for JAX: losses, mining, gradients, clipping, update. The targets come
 with the batch, as from the input pipeline; torchvision matches anchors inside its step. "network" ends at logits
-and deltas; "infer" goes on to detections, with the suppression of inference.nms inside the compiled function.
+and deltas; "infer" goes on to detections, with the suppression of inference.nms inside the compiled function: the
+worst case, as an untrained network's scores are all over the threshold. Both sides have the same limits.
 torchvision's ssd300_vgg16 is the same network, its ssdlite320_mobilenet_v3_large the nearest that it has to ours.
 Both have image sizes of their own: they stay out where --image_size is given.
 """

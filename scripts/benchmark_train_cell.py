@@ -215,12 +215,23 @@ class Torchvision:
         import torch
         import torchvision
 
+        from ssd_tf.config import PostprocessConfig
+
         self.device, self.image_size = self._device(), cell["image_size"]
         allow_tf32 = cell["precision"] == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
         torch.backends.cudnn.benchmark = True
         make = getattr(torchvision.models.detection, cell["network"])
-        self.model = make(weights=None, weights_backbone=None, num_classes=cell["classes"] + 1).to(self.device)
+        same = PostprocessConfig()
+        self.model = make(
+            weights=None,
+            weights_backbone=None,
+            num_classes=cell["classes"] + 1,
+            score_thresh=same.score_threshold,
+            nms_thresh=same.nms_iou,
+            topk_candidates=same.topk_candidates,
+            detections_per_img=same.max_detections,
+        ).to(self.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
         pixels = torch.tensor(draw_images(cell["batch"], self.image_size), device=self.device)
         self.images = list(pixels.permute(0, 3, 1, 2).float() / 255)

@@ -92,4 +92,3 @@ def describe(config, model, records, init_from, deterministic, team):
     if settings.batch_size > records.num_examples:
         repeated = settings.batch_size - records.num_examples
         yield f"{repeated} examples repeat inside a batch of {settings.batch_size} (train.batch_size)"
-

@@ -187,6 +187,37 @@ def test_wrong_value(module, argv, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.freeze=spine"], "train.freeze: 'spine' is none of backbone, neck, extras, heads"),
+        (["train.warmup=1"], "train.warmup=1 leaves no step to train.schedule=cosine"),
+        (
+            ["train.schedule=multistep", "train.milestones=0.1,0.5"],
+            "train.milestones: 0.1 is not after the warm-up, train.warmup=0.16",
+        ),
+        (
+            ["train.schedule=exponential"],
+            "train.schedule=exponential needs train.final_rate above 0, which it ends at (for example 0.01)",
+        ),
+        (
+            ["train.freeze=backbone", "train.freeze_batch_norm=false"],
+            "train.freeze_batch_norm=false: train.freeze holds backbone, and its batch norms with it",
+        ),
+        (
+            ["train.freeze=backbone,neck,extras,heads"],
+            "train.freeze holds every group of layers: nothing would learn",
+        ),
+        (["train.steps=9", "train.hours=1"], "train.steps and train.hours exclude each other"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--train=records", "--run_dir=run", *(f"--set={text}" for text in settings)]
+    assert usage_error("train", *argv) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("module", "flag", "value"),
     [
         ("synthesize", "num_images", "many"),

@@ -747,7 +747,7 @@ def _prepare(serialized, num_classes):
     sample = reader.parse_checked(serialized, num_classes)
     ignore = sample["crowd"] | sample["difficult"]
     image, boxes, classes, ignore = augment.augment(
-        sample, ignore, (32, 32), _SETTINGS, "bilinear", tf.constant([1, 2])
+        sample, ignore, tf.constant([1, 2], tf.int64), (32, 32), _SETTINGS, "bilinear"
     )
     return image, targets.build_targets(boxes, classes, ignore, _ANCHORS, 0.5, "argmax")
 

@@ -123,7 +123,9 @@ def test_workers_go_on_after_a_kill_and_after_a_signal(trainings, drawn_records,
     follow_to(chief, 32)
     other.send_signal(signal.SIGTERM)
     (code, out, _), (other_code, other_out, _) = finish(chief), finish(other)
-    assert (code, other_code) == (143, 143) and "run the same command" in out and "run the same command" in other_out
+    assert (
+        (code, other_code) == (143, 143) and "run the same command" in out and "run the same command" in other_out
+    )
     saved = int((run_dir / "LATEST").read_text().removeprefix("step-"))
     assert 32 < saved < STEPS
 
