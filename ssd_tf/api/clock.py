@@ -2,16 +2,14 @@
 
 from ssd_tf import config as configs
 from ssd_tf import runs
-from ssd_tf.api import build, dataset
-from ssd_tf.data import pipeline
+from ssd_tf.api import dataset, session
 from ssd_tf.training import trainer
-from ssd_tf.training.losses import make_losses
 
 _TRIAL_STEPS = 1000  # of the schedule while steps are timed
 _FORWARD = 1 / 3  # of a step's time, which inference of as many images takes
 
 
-def resolve(config, records, val_records, run_dir, deterministic, write_line):
+def resolve(config, records, val_records, run_dir, team, deterministic, write_line):
     """Returns `config` with what the records, and for train.hours this machine, decide: number of classes, steps.
 
     Args:
@@ -19,6 +17,7 @@ def resolve(config, records, val_records, run_dir, deterministic, write_line):
       records: reader.RecordSet to train on.
       val_records: RecordSet to validate on, or None.
       run_dir: the run; one that was begun keeps the steps that its hours came to.
+      team: training.team.Team.
       deterministic: see devices.make_deterministic.
       write_line: function (text) for the console.
     """
@@ -27,7 +26,7 @@ def resolve(config, records, val_records, run_dir, deterministic, write_line):
     if config.train.hours and runs.latest_name(run_dir):
         steps = runs.open_run(run_dir).config.train.steps
     elif config.train.hours:
-        seconds = _time_steps(config, records, deterministic)
+        seconds = _time_steps(config, records, team, deterministic)
         steps = count_steps(config.train, seconds, val_records)
         write_line(
             f"{config.train.hours:g} hours are {steps:,} steps of {seconds:.3f} s and what validation takes"
@@ -35,13 +34,12 @@ def resolve(config, records, val_records, run_dir, deterministic, write_line):
     return configs.resolve_steps(config, records.num_examples, steps)
 
 
-def _time_steps(config, records, deterministic):
+def _time_steps(config, records, team, deterministic):
     """Seconds of a step, tried on a network that is thrown away."""
     trial = configs.replace(config, train__hours=0.0, train__steps=max(_TRIAL_STEPS, config.train.accumulate))
-    detector = build.build(trial, load_weights=False, precision=config.train.precision)
-    losses = make_losses(config.loss, detector.anchors)
-    trainer.compile_detector(detector.model, losses, trial.train, deterministic)
-    return trainer.time_steps(detector.model, pipeline.training_stream(records, detector.anchors, trial))
+    detector, _ = session.build_detector(trial, False, team)
+    session.compile_detector(detector, trial, deterministic, team)
+    return trainer.time_steps(detector.model, session.make_streams(records, detector, trial, team)(0))
 
 
 def count_steps(settings, seconds, val_records):

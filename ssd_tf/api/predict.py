@@ -37,7 +37,8 @@ def load(run_dir, checkpoint="latest", write_line=None, overrides=()):
     if write_line:
         for name in found.skipped:
             write_line(f"checkpoint {name} incomplete, using {found.path.name}")
-        write_line(f"{shown(run.path)}: {found.path.name}, {run.config.model.backbone}")
+        kind = f" ({averaging.name(found.weights)} weights)" if runs.AVERAGE in found.state["files"] else ""
+        write_line(f"{shown(run.path)}: {found.path.name}{kind}, {run.config.model.backbone}")
     detector = build.build(config, load_weights=False)
     checkpoints.load_weights(found, detector.model)
     return Predictor(detector.model, detector.anchors, config, run.label_map)

@@ -56,7 +56,7 @@ def train(
     _check_records(records, val_records, write_line)
     with devices.refusals(config):
         beyond_reach = devices.make_deterministic() if deterministic else []
-        config = clock.resolve(config, records, val_records, run_dir, deterministic, write_line)
+        config = clock.resolve(config, records, val_records, run_dir, team, deterministic, write_line)
         if not team.is_chief:
             return {"run_dir": str(run_dir), **session.follow(config, records, team, deterministic, write_line)}
         fileio.make_directory(run_dir)

@@ -214,6 +214,7 @@ class Checkpoints:
         caught = self.signals.due
         final = step == self.settings.steps
         if validating or final or caught or step % self.settings.checkpoint_steps == 0:
+            checkpoint.gather(self.model)
             self.check_weights(step, self.model)
             checkpoint.save(self.run, self.model, step, self.best, self.deterministic)
         if caught:

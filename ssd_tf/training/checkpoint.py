@@ -46,6 +46,11 @@ def save(run, model, step, best=None, deterministic=False):
     runs.save_checkpoint(run.path, step, write, state, run.config.train.keep_last)
 
 
+def gather(model):
+    """Puts what a model has learnt so far into its variables, which Keras leaves empty inside fit on JAX."""
+    getattr(model, "jax_state_sync", lambda: None)()
+
+
 def _versions():
     """Of all that decides what a step computes."""
     backend = keras.backend.backend()

@@ -17,7 +17,11 @@ _MEMORY_WORDS = (
 
 
 def let_memory_grow():
-    """Makes TensorFlow take a GPU's memory as it needs it, instead of all at once."""
+    """Makes TensorFlow take a GPU's memory as it needs it, instead of all at once; none for another backend's GPU."""
+    if keras.backend.backend() != "tensorflow":
+        with contextlib.suppress(RuntimeError):  # in use already
+            tf.config.set_visible_devices([], "GPU")
+        return
     for device in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # in use already
             tf.config.experimental.set_memory_growth(device, True)
@@ -30,6 +34,8 @@ def set_seed(seed):
 
 def name_device():
     """Returns the name of the first accelerator, or of the CPU."""
+    if keras.backend.backend() == "torch":  # Keras has no list of its devices
+        return keras.ops.zeros(()).device.type
     names = keras.distribution.list_devices()
     return next((name for name in names if "cpu" not in name.lower()), names[0] if names else "cpu")
 

@@ -83,13 +83,16 @@ def form(settings):
     if keras.backend.backend() != "tensorflow":
         if len(addresses) > 1:
             raise ConfigError("TF_CONFIG names several workers: they need KERAS_BACKEND=tensorflow")
+        if settings.devices > 1:
+            raise ConfigError("train.devices: one device trains unless KERAS_BACKEND is tensorflow")
         return ALONE
     team = _meet(addresses, worker, settings) if len(addresses) > 1 else _gather(settings.devices)
     if team.strategy and settings.accumulate > 1:  # Keras 3.15 would sum gradients inside a condition
-        raise ConfigError("train.accumulate is for one device: several hold a larger train.batch_size")
+        raise ConfigError(f"train.accumulate is for one device, here are {team.num_replicas}: set train.devices=1")
     if settings.batch_size % team.num_replicas:
         raise ConfigError(
-            f"train.batch_size ({settings.batch_size}) must be a multiple of the {team.num_replicas} devices"
+            f"train.batch_size ({settings.batch_size}) must be a multiple of the {team.num_replicas} devices; "
+            "train.devices says how many of this machine's to use"
         )
     return team
 

@@ -21,7 +21,7 @@ from ssd_tf.errors import ConfigError, DataError, EnvironmentFault, Interrupted,
 from ssd_tf.fileio import directory_lock
 from ssd_tf.records import reader
 from ssd_tf.structures import LabelMap
-from ssd_tf.training import callbacks, checkpoint, trainer
+from ssd_tf.training import callbacks, checkpoint, team, trainer
 from ssd_tf.training.losses import make_losses
 
 RECIPE = """
@@ -256,7 +256,7 @@ def prepare(recipe, drawn_records, run_dir, *overrides):
     """(run, function (validate, hooks=...) that trains it from its last checkpoint on)."""
     config = configs.load_config(str(recipe), overrides)
     records = reader.open_records(str(drawn_records))
-    config = clock.resolve(config, records, None, run_dir, False, print)
+    config = clock.resolve(config, records, None, run_dir, team.ALONE, False, print)
     run = runs.start_run(run_dir, config, records.label_map, records.num_examples)
 
     def go_on(validate=None, write_line=lambda _: None, hooks=()):
@@ -348,7 +348,7 @@ def test_hours_become_steps_once(recipe, drawn_records, tmp_path, monkeypatch):
     """Of .25 s each, in a 120th of an hour: 120; the run keeps them however fast it is when it goes on."""
     seconds = iter([0.25])
     monkeypatch.setattr(trainer, "time_steps", lambda model, stream: next(seconds))
-    hours, lines = "train.hours=0.008333333333333333", []
+    hours = "train.hours=0.008333333333333333"
     with pytest.raises(Cut):
         run_training(recipe, drawn_records, tmp_path / "run", hours, write_line=cut_at(6))
     config = runs.open_run(tmp_path / "run").config
@@ -374,7 +374,7 @@ def test_hours_leave_time_for_validation(drawn_records):
 def test_steps_are_timed(recipe, drawn_records):
     config = configs.load_config(str(recipe))
     records = reader.open_records(str(drawn_records))
-    config = clock.resolve(config, records, None, "nowhere", False, print)
+    config = clock.resolve(config, records, None, "nowhere", team.ALONE, False, print)
     detector = build.build(config)
     trainer.compile_detector(detector.model, make_losses(config.loss, detector.anchors), config.train)
     begun = time.perf_counter()
