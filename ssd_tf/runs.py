@@ -57,9 +57,9 @@ class Checkpoint:
 
 
 def _checkpoint(directory, skipped=(), weights=None):
-    """The Checkpoint in a directory that was verified; DataError where it has not the weights that BEST names."""
+    """The Checkpoint in a directory that was verified; DataError where it has not the average that BEST names."""
     state = fileio.read_json(directory / STATE)
-    if weights not in (None, *state["files"]):
+    if weights == AVERAGE and AVERAGE not in state["files"]:
         raise DataError(f"checkpoint {directory.name} has no {shown(weights)}: {shown(directory.parent)}")
     usual = AVERAGE if AVERAGE in state["files"] else WEIGHTS
     return Checkpoint(directory, state, tuple(skipped), weights or usual)
