@@ -8,7 +8,7 @@ import pytest
 
 from ssd_tf import config as configs
 from ssd_tf import runs
-from ssd_tf.api import build, predict, start
+from ssd_tf.api import build, clock, predict, start
 from ssd_tf.api import train as trains
 from ssd_tf.cli import runner
 from ssd_tf.cli import train as commands
@@ -16,7 +16,7 @@ from ssd_tf.errors import ConfigError, DataError
 from ssd_tf.models import detector
 from ssd_tf.records import reader
 from ssd_tf.structures import LabelMap
-from ssd_tf.training import unfold
+from ssd_tf.training import team, unfold
 
 SMALL = ("model.backbone=small", "model.image_size=64", "model.weights=none", "train.batch_size=4")
 TRAINED = ("train.steps=2", "train.freeze_batch_norm=false", "train.learning_rate=0.01", "train.schedule=constant")
@@ -33,7 +33,8 @@ def prepare_from(origin, records, folder, config=None, lines=None):
     origin = start.open_origin(origin, folder, print)
     opened = reader.open_records(str(records))
     overrides = ["train.steps=1"] if config is None else ()
-    config = trains.resolve(start.make_config(config, origin.run.path, folder, overrides), opened)
+    config = start.make_config(config, origin.run.path, folder, overrides)
+    config = clock.resolve(config, opened, None, folder, team.ALONE, False, print)
     built = build.build(config, load_weights=False)
     start.prepare(built, config, opened, origin, folder, [].append if lines is None else lines.append)
     return config, built.model

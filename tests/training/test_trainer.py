@@ -428,7 +428,8 @@ def test_best_of_a_damaged_checkpoint_does_not_count(recipe, drawn_records, tmp_
     lines = []
     assert go_on(validate, lines.append)["best_metric"] == 0.25
     assert lines[:2] == ["checkpoint step-00000004 incomplete, using step-00000003", "going on from step 3"]
-    assert runs.read_best(run.path) == {"checkpoint": "step-00000004", "metric": "voc07", "value": 0.25}
+    best = {"checkpoint": "step-00000004", "metric": "voc07", "value": 0.25, "weights": runs.WEIGHTS}
+    assert runs.read_best(run.path) == best
 
 
 def test_checkpoint_is_found_and_verified_once(recipe, drawn_records, tmp_path, monkeypatch):
