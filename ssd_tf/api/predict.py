@@ -9,6 +9,7 @@ from ssd_tf.api import build
 from ssd_tf.errors import ConfigError, DataError, shown
 from ssd_tf.inference import drawing
 from ssd_tf.inference.predictor import Predictor
+from ssd_tf.training import averaging
 from ssd_tf.training import checkpoint as checkpoints
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")

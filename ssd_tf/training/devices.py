@@ -17,7 +17,7 @@ _MEMORY_WORDS = (
 
 
 def let_memory_grow():
-    """Makes TensorFlow take a GPU's memory as it needs it, instead of all at once; none for another backend's GPU."""
+    """Makes TensorFlow take a GPU's memory as it needs it, and none of it where another backend trains."""
     if keras.backend.backend() != "tensorflow":
         with contextlib.suppress(RuntimeError):  # in use already
             tf.config.set_visible_devices([], "GPU")
