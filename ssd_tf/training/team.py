@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ssd_tf.boxes import matcher
@@ -89,6 +90,10 @@ def form(settings):
     team = _meet(addresses, worker, settings) if len(addresses) > 1 else _gather(settings.devices)
     if team.strategy and settings.accumulate > 1:  # Keras 3.15 would sum gradients inside a condition
         raise ConfigError(f"train.accumulate is for one device, here are {team.num_replicas}: set train.devices=1")
+    if team.strategy and settings.precision == "mixed_float16":  # Keras 3.15 looks for overflow on each alone
+        raise ConfigError("train.precision=mixed_float16 is for one device: set mixed_bfloat16 or train.devices=1")
+    if team.strategy and settings.jit_compile:
+        raise ConfigError("train.jit_compile is for one device: set it to false, or train.devices=1")
     if settings.batch_size % team.num_replicas:
         raise ConfigError(
             f"train.batch_size ({settings.batch_size}) must be a multiple of the {team.num_replicas} devices; "
@@ -175,8 +180,9 @@ def share_state(team, model, step):
     # A weight of the others that is not finite would spoil the sum.
     values = _sum(team, [number * factor if factor else tf.zeros_like(number) for number in numbers])
     for variable, value in zip(variables, values, strict=False):
-        variable.assign(value.astype(variable.dtype))
-    return int(values[-1])
+        whole = "int" in variable.dtype  # a sum of shares may fall short of it
+        variable.assign((np.rint(value) if whole else value).astype(variable.dtype))
+    return round(float(values[-1]))
 
 
 def fit(team, model, stream, steps, settings, min_negatives, signals):
