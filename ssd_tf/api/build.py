@@ -80,8 +80,7 @@ def check(config, load_weights=True):
         check_weights(config.model)
     extractor = feature_extractor(config.model, load_weights=False)
     freezing.check(extractor, config.train)
-    sizes = map_sizes(extractor)
-    _anchors(config, _anchor_spec(config, sizes), sizes)
+    _anchors_of(extractor, config)
 
 
 def build_model(config):
@@ -102,7 +101,11 @@ def build_model(config):
 
 def build_anchors(config):
     """Returns the anchors of a Config, float32 [A, 4] yxyx normalised, without reading any weights."""
-    sizes = build_map_sizes(config)
+    return _anchors_of(feature_extractor(config.model, load_weights=False), config)
+
+
+def _anchors_of(extractor, config):
+    sizes = map_sizes(extractor)
     return _anchors(config, _anchor_spec(config, sizes), sizes)
 
 

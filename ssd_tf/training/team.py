@@ -8,6 +8,7 @@ The first worker is the chief: it alone writes the run, and the others take its 
 
 import contextlib
 import json
+import math
 import os
 from dataclasses import dataclass
 
@@ -178,7 +179,7 @@ def share_state(team, model, step):
     numbers.append(tf.constant(step or 0, tf.float64))
     factor = 1.0 / local if team.is_chief else 0.0
     # A weight of the others that is not finite would spoil the sum.
-    values = _sum(team, [number * factor if factor else tf.zeros_like(number) for number in numbers])
+    values = _make_sum(team)([number * factor if factor else tf.zeros_like(number) for number in numbers])
     for variable, value in zip(variables, values, strict=False):
         whole = "int" in variable.dtype  # a sum of shares may fall short of it
         variable.assign((np.rint(value) if whole else value).astype(variable.dtype))
@@ -206,7 +207,7 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
     batch = settings.batch_size // team.num_replicas
     stream = stream.rebatch(batch, drop_remainder=True) if team.num_replicas > team.num_workers else stream
     iterator = iter(team.strategy.distribute_datasets_from_function(lambda _: stream))
-    take_step = _make_step(team, model, settings.batch_size, min_negatives)
+    take_step, sum_up = _make_step(team, model, settings.batch_size, min_negatives), _make_sum(team)
     means, count = {}, 0
     while not model.stop_training:
         with _lost_workers():
@@ -218,12 +219,12 @@ def fit(team, model, stream, steps, settings, min_negatives, signals):
         means = {name: mean + (values[name] - mean) / count for name, mean in means.items()}
         steps.on_train_batch_end(None, means)
         if not team.is_chief:
-            if values["loss"] - values["loss"]:  # not finite: the difference is no number, and true
+            if not math.isfinite(values["loss"]):
                 raise TrainingError(f"step {steps.step}: the loss is {values['loss']}; the first worker says more")
             if signals.agreed:
                 signals.leave("stopped with the other workers; run the same commands to continue")
         if settings.early_stopping:  # the chief alone validates
-            (stopping,) = _sum(team, [tf.constant(float(model.stop_training))])
+            (stopping,) = sum_up([tf.constant(float(model.stop_training))])
             model.stop_training = stopping > 0
 
 
@@ -241,16 +242,21 @@ def _lost_workers():
         ) from error
 
 
-def _sum(team, values):
-    """The sums of every replica's tensors, as arrays."""
+def _make_sum(team):
+    """A function (tensors) -> arrays, their sums over all replicas."""
 
     def on_replica(own):
         own = [tf.identity(value) for value in own]  # arguments have no device to be summed on
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
 
-    with _lost_workers():
-        summed = tf.function(lambda own: team.strategy.run(on_replica, args=(own,)))(values)
-    return [team.strategy.experimental_local_results(value)[0].numpy() for value in summed]
+    compiled = tf.function(lambda own: team.strategy.run(on_replica, args=(own,)))
+
+    def sum_up(values):
+        with _lost_workers():
+            summed = compiled(values)
+        return [team.strategy.experimental_local_results(value)[0].numpy() for value in summed]
+
+    return sum_up
 
 
 def _make_step(team, model, batch_size, min_negatives):
